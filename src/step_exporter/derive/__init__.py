@@ -1,0 +1,6 @@
+"""Facts of a trace to rows: pure, order-free, standard library only."""
+
+from .derivation import Derivation
+from .rows import Changes, MessageRow, RunRow, StepMetricsRow, StepRow
+
+__all__ = ["Changes", "Derivation", "MessageRow", "RunRow", "StepMetricsRow", "StepRow"]

@@ -1,0 +1,134 @@
+"""Intervals of time, in nanoseconds, and spans sorted by them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+Order = tuple[int, str]
+"""(start_ns, span_id): what first, latest and closest mean, everywhere."""
+
+UNKNOWN = 2**63
+"""Sorts a span without a start after all others."""
+
+
+class Timed(Protocol):
+    """Something with a place in time."""
+
+    @property
+    def order(self) -> Order:
+        """Where it begins."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The end in ns; ``UNKNOWN`` while it is open."""
+        ...
+
+
+def union_ns(intervals: Iterable[tuple[int, int]]) -> int:
+    """How much time the intervals cover together: overlaps count once, gaps not at all."""
+    total, reach = 0, -1
+    for start, end in sorted(intervals):
+        if start > reach:
+            total += end - start
+            reach = end
+        elif end > reach:
+            total += end - reach
+            reach = end
+    return total
+
+
+T = TypeVar("T", bound=Timed)
+
+
+class Timeline(Generic[T]):
+    """Things sorted by (start, span_id), asked for what lies around a point of time.
+
+    Spans mostly arrive in the order of time, so adding at the end is O(log n).
+    """
+
+    __slots__ = ("_items", "_keys", "_reach")
+
+    def __init__(self) -> None:
+        self._keys: list[Order] = []
+        self._items: list[T] = []
+        self._reach: list[int] = []  # the latest end of the items up to here
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+    def add(self, item: T) -> None:
+        """Put an item in its place."""
+        key = item.order
+        if not self._keys or key > self._keys[-1]:
+            self._keys.append(key)
+            self._items.append(item)
+            self._reach.append(max(item.end, self._reach[-1]) if self._reach else item.end)
+            return
+        index = bisect_left(self._keys, key)
+        self._keys.insert(index, key)
+        self._items.insert(index, item)
+        self._reach.insert(index, max(item.end, self._reach[index - 1]) if index else item.end)
+        for later in range(index + 1, len(self._reach)):
+            if self._reach[later] >= item.end:
+                break
+            self._reach[later] = item.end
+
+    def remove(self, item: T) -> None:
+        """Take an item out; it must be there, under the order that it had when it was added."""
+        index = bisect_left(self._keys, item.order)
+        del self._keys[index], self._items[index], self._reach[index]
+        reach = self._reach[index - 1] if index else 0
+        for later in range(index, len(self._items)):
+            reach = max(reach, self._items[later].end)
+            if self._reach[later] == reach:
+                break
+            self._reach[later] = reach
+
+    @property
+    def last(self) -> T | None:
+        """The one that began last."""
+        return self._items[-1] if self._items else None
+
+    @property
+    def first(self) -> T | None:
+        """The one that began first."""
+        return self._items[0] if self._items else None
+
+    @property
+    def latest_end(self) -> int | None:
+        """The latest end of all."""
+        return self._reach[-1] if self._reach else None
+
+    def at_or_before(self, start: int) -> T | None:
+        """The latest that began at or before a time."""
+        index = bisect_right(self._keys, (start, "\U0010ffff"))
+        return self._items[index - 1] if index else None
+
+    def after(self, order: Order) -> T | None:
+        """The first that comes after a place."""
+        index = bisect_right(self._keys, order)
+        return self._items[index] if index < len(self._items) else None
+
+    def before(self, order: Order) -> T | None:
+        """The last that comes before a place."""
+        index = bisect_left(self._keys, order)
+        return self._items[index - 1] if index else None
+
+    def begun_within(self, start: int, end: int) -> list[T]:
+        """All that began within [start, end]."""
+        low = bisect_left(self._keys, (start, ""))
+        return self._items[low : bisect_right(self._keys, (end, "\U0010ffff"))]
+
+    def covering(self, start: int, end: int) -> Iterator[T]:
+        """All that began at or before ``start`` and end at or after ``end``, latest first."""
+        for index in range(bisect_right(self._keys, (start, "\U0010ffff")) - 1, -1, -1):
+            if self._reach[index] < end:
+                return
+            if self._items[index].end >= end:
+                yield self._items[index]

@@ -1,0 +1,167 @@
+"""The messages of a run, as a tree: each prompt and its answer is a path, what paths share is stored once.
+
+A message's id is a hash of what was said and of what came before it, from the run on. So an answer and its echo in
+the next prompt are one message, two runs never share one, and arrival order does not matter.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from step_exporter.facts import Message
+
+from . import ids
+from .intervals import Order
+from .rows import MessageRow
+from .steps import canonical_json
+
+
+class Source(NamedTuple):
+    """A span whose prompt and answer are a path."""
+
+    order: Order
+    """Of the span: an earlier span's prompt claims a message first."""
+    step_id: str | None
+    inputs: tuple[Message, ...]
+    outputs: tuple[Message, ...]
+
+
+class Said:
+    """A message in the tree."""
+
+    __slots__ = ("answers", "by_message", "first_input", "id", "kids", "parent", "position", "prompts")
+
+    def __init__(self, message_id: str, parent: Said | None) -> None:
+        self.id = message_id
+        self.parent = parent
+        self.position = parent.position + 1 if parent is not None else -1
+        self.kids: dict[str, Said] = {}
+        self.by_message: dict[tuple[object, ...], Said] = {}  # spares the hash of what was said before
+        self.prompts: list[tuple[Order, Source]] = []  # prompts that end here
+        self.answers: list[tuple[Order, int, Source]] = []  # answers that this is part of, with its index there
+        self.first_input: Source | None = None  # the first prompt that contains it
+
+
+class MessageTree:
+    """All messages of one run. ``add`` and ``remove`` collect what changed in ``dirty``."""
+
+    __slots__ = ("dirty", "gone", "root", "start")
+
+    def __init__(self, start: str) -> None:
+        self.start = start
+        self.root = Said(start, None)
+        self.dirty: dict[str, Said] = {}
+        self.gone: set[str] = set()
+
+    def add(self, source: Source) -> None:
+        """Take in a span's prompt and answer."""
+        node = self.root
+        for message in source.inputs:
+            node = self._kid(node, message)
+        insort(node.prompts, (source.order, source), key=_place)
+        walk = node
+        while walk.parent is not None:
+            first = walk.first_input
+            if first is not None and first.order <= source.order:
+                break
+            walk.first_input = source
+            self.dirty[walk.id] = walk
+            walk = walk.parent
+        for index, message in enumerate(source.outputs):
+            node = self._kid(node, message)
+            insort(node.answers, (source.order, index, source), key=_place)
+            self.dirty[node.id] = node
+
+    def remove(self, source: Source) -> None:
+        """Take a span's prompt and answer out again."""
+        node = self.root
+        path: list[Said] = []
+        for message in source.inputs:
+            node = self._kid(node, message)
+        path.append(node)
+        del node.prompts[_index(node.prompts, source)]
+        for message in source.outputs:
+            node = self._kid(node, message)
+            del node.answers[_index(node.answers, source)]
+            self.dirty[node.id] = node
+            path.append(node)
+        walk = path[0]
+        while walk.parent is not None:
+            candidates = [kid.first_input for kid in walk.kids.values() if kid.first_input is not None]
+            candidates += [walk.prompts[0][1]] if walk.prompts else []
+            first = min(candidates, key=lambda other: other.order, default=None)
+            if first is not walk.first_input:
+                walk.first_input = first
+                self.dirty[walk.id] = walk
+            walk = walk.parent
+        for node in reversed(path):
+            self._prune(node)
+
+    def doubt_all(self) -> None:
+        """Have every row made again."""
+        todo = list(self.root.kids.values())
+        while todo:
+            said = todo.pop()
+            self.dirty[said.id] = said
+            todo.extend(said.kids.values())
+
+    def _kid(self, node: Said, message: Message) -> Said:
+        said = (message.role, message.text, message.tool_calls)
+        kid = node.by_message.get(said)
+        if kid is not None and node.kids.get(kid.id) is kid:
+            return kid
+        calls = tuple(part for call in message.tool_calls for part in (call.name or "", call.arguments))
+        message_id = ids.message_id(node.id, message.role, message.text, calls)
+        kid = node.kids.get(message_id)
+        if kid is None:
+            kid = node.kids[message_id] = Said(message_id, node)
+            self.gone.discard(message_id)
+            self.dirty[message_id] = kid
+        node.by_message[said] = kid
+        return kid
+
+    def _prune(self, node: Said) -> None:
+        while node.parent is not None and not (node.kids or node.prompts or node.answers):
+            if node.parent.kids.pop(node.id, None) is None:
+                return  # gone with what was below it
+            self.dirty.pop(node.id, None)
+            self.gone.add(node.id)
+            node = node.parent
+
+    def row(self, said: Said, trace_id: str, run_id: str | None) -> MessageRow:
+        """A message's row, told by the first step whose answer it is, else by the first whose prompt has it."""
+        if said.answers:
+            _, index, source = said.answers[0]
+            message = source.outputs[index]
+        else:
+            assert said.first_input is not None
+            source = said.first_input
+            message = source.inputs[said.position]
+        calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls]
+        return MessageRow(
+            trace_id=trace_id,
+            id=said.id,
+            parent_id=said.parent.id if said.parent is not None and said.parent.parent is not None else None,
+            role=message.role,
+            content_hash=message.content_hash,
+            name=message.name,
+            tool_calls=canonical_json(calls) if calls else None,
+            tool_call_id=message.tool_call_id,
+            step_id=source.step_id,
+            run_id=run_id,
+            position=said.position,
+        )
+
+
+def _place(entry: tuple[Order, Source] | tuple[Order, int, Source]) -> Order:
+    return entry[0]
+
+
+def _index(entries: Sequence[tuple[Order, Source] | tuple[Order, int, Source]], source: Source) -> int:
+    """Where a source stands: by its place, which only its own answers share."""
+    index = bisect_left(entries, source.order, key=_place)
+    while entries[index][-1] is not source:
+        index += 1
+    return index

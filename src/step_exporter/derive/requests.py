@@ -1,0 +1,194 @@
+"""Which spans are one LLM request.
+
+Several instrumentations may see one request: a framework's span around a client library's around the SDK's own,
+or two siblings. Spans are *compatible* unless something that both carry says otherwise. One request are compatible
+spans that are nested with nothing of the agent's loop between; siblings with one response id; siblings of
+different scopes, one within the other's time, that agree in something; a zero-length span that follows a
+streaming one and carries its usage. A span above several requests (a router, a retry, a fallback) is none itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from step_exporter.facts import SpanFacts
+
+from .intervals import Order
+from .tree import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .tree import Family
+
+
+def agreement(a: SpanFacts, b: SpanFacts) -> int | None:
+    """In how many values two LLM spans agree, of those that both carry: None where one of them differs.
+
+    One response id settles it: of one streamed answer two instrumentations counted 47 and 48 tokens.
+    """
+    if a.request_id is not None and b.request_id is not None:
+        return 1 if a.request_id == b.request_id else None
+    agreed = 0
+    if a.served_model is not None and b.served_model is not None:
+        if a.served_model != b.served_model:
+            return None
+        agreed += 1
+    if a.provider_name is not None and b.provider_name is not None:
+        if a.provider_name != b.provider_name:
+            return None
+        agreed += 1
+    if a.asked_call_ids and b.asked_call_ids:
+        if set(a.asked_call_ids) != set(b.asked_call_ids):
+            return None
+        agreed += 1
+    if a.usage is not None and b.usage is not None:
+        for mine, its in ((a.usage.prompt, b.usage.prompt), (a.usage.completion, b.usage.completion)):
+            if mine is not None and its is not None:
+                if mine != its:
+                    return None
+                agreed += 1
+    return agreed
+
+
+def is_tail(facts: SpanFacts) -> bool:
+    """Whether an LLM span only marks the end of a stream: it takes no time."""
+    return facts.end_ns is not None and facts.end_ns == facts.start_ns
+
+
+def twins(a: Node, b: Node) -> bool:
+    """Whether two sibling LLM spans look like one request seen twice (tails apart, see ``tail_of``)."""
+    if a.facts.request_id is not None and a.facts.request_id == b.facts.request_id:
+        return True
+    if a.facts.scope_name == b.facts.scope_name:
+        return False
+    inside = (a.order[0] <= b.order[0] and b.end <= a.end) or (b.order[0] <= a.order[0] and a.end <= b.end)
+    return inside and bool(agreement(a.facts, b.facts))
+
+
+def tail_of(tail: Node, head: Node | None) -> bool:
+    """Whether a zero-length span is the end of the stream that the LLM sibling just before it began."""
+    return (
+        head is not None
+        and is_tail(tail.facts)
+        and not is_tail(head.facts)
+        and head.facts.usage is None
+        and agreement(tail.facts, head.facts) is not None
+    )
+
+
+def sibling_pairs(node: Node, family: Family) -> Iterator[Node]:
+    """The LLM siblings that may be one request with this span."""
+    llms = family.llms
+    seen: set[Node] = {node}
+    before, after = llms.before(node.order), llms.after(node.order)
+    if before is not None and tail_of(node, before):
+        seen.add(before)
+        yield before
+    if after is not None and tail_of(after, node):
+        seen.add(after)
+        yield after
+    near: Iterable[Node] = llms.covering(node.order[0], node.order[0])
+    for other in (*near, *llms.begun_within(node.order[0], node.end)):
+        if other not in seen and twins(node, other):
+            seen.add(other)
+            yield other
+    if node.facts.request_id is not None:
+        for other in family.by_request_id.get(node.facts.request_id, {}).values():
+            if other not in seen:
+                seen.add(other)
+                yield other
+
+
+def component(node: Node, families: Mapping[str, Family]) -> list[Node]:
+    """All LLM spans that grouping has to look at together with this one."""
+    found = {node: None}
+    todo = [node]
+    while todo:
+        member = todo.pop()
+        near: list[Node] = list(member.llm_kids.values())
+        if member.context.llm is not None:
+            near.append(member.context.llm)
+        parent_id = member.facts.parent_span_id
+        if parent_id is not None and len(families[parent_id].llms) > 1:
+            near.extend(sibling_pairs(member, families[parent_id]))
+        for other in near:
+            if other not in found:
+                found[other] = None
+                todo.append(other)
+    return list(found)
+
+
+def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[Node]]:
+    """Part the spans of a component into requests, each sorted by (start, span_id); wrappers are in none."""
+    if len(members) == 1:
+        return [list(members)]
+    groups = {node: [node] for node in members}
+
+    def join(a: Node, b: Node) -> None:
+        into, out = groups[a], groups[b]
+        into.extend(out)
+        for node in out:
+            groups[node] = into
+
+    def may_join(a: Node, b: Node) -> bool:
+        return groups[a] is not groups[b] and all(
+            agreement(x.facts, y.facts) is not None for x in groups[a] for y in groups[b]
+        )
+
+    pairs: list[tuple[int, Order, Order, Node, Node]] = []
+    for node in members:
+        parent_id = node.facts.parent_span_id
+        if parent_id is not None and len(families[parent_id].llms) > 1:
+            for other in sibling_pairs(node, families[parent_id]):
+                if node.order < other.order:
+                    pairs.append((other.order[0] - node.order[0], node.order, other.order, node, other))
+    for _, _, _, a, b in sorted(pairs, key=lambda pair: pair[:3]):
+        same_id = a.facts.request_id is not None and a.facts.request_id == b.facts.request_id
+        if may_join(a, b) and (same_id or tail_of(b, a) or _scopes(groups[a]).isdisjoint(_scopes(groups[b]))):
+            join(a, b)
+
+    # Nested spans, the innermost first: a span is one with the only request below it, or a wrapper of several.
+    kids: dict[Node, list[Node]] = {}
+    for node in members:
+        if node.context.llm is not None:
+            kids.setdefault(node.context.llm, []).append(node)
+    wrappers: set[Node] = set()
+    below: dict[Node, list[Node]] = {}  # of a wrapper: one span of each request below it
+    for node in sorted(kids, key=lambda node: (-depth(node), node.order)):
+        inner: dict[int, Node] = {}
+        for kid in sorted(kids[node], key=lambda kid: kid.order):
+            for member in below[kid] if kid in wrappers else [kid]:
+                inner.setdefault(id(groups[member]), member)
+        inner.pop(id(groups[node]), None)
+        if len(inner) > 1:
+            wrappers.add(node)
+            below[node] = list(inner.values())
+        elif inner:
+            (only,) = inner.values()
+            if may_join(only, node):
+                join(only, node)
+    distinct = {id(found): found for found in groups.values()}
+    return [
+        sorted(kept, key=lambda node: node.order)
+        for found in distinct.values()
+        if (kept := [node for node in found if node not in wrappers])
+    ]
+
+
+def depth(node: Node) -> int:
+    """How many LLM spans a span lies in."""
+    count, walk = 0, node.context.llm
+    while walk is not None:
+        count, walk = count + 1, walk.context.llm
+    return count
+
+
+def closest_to_wire(spans: Iterable[Node]) -> list[Node]:
+    """The spans of one request, the one that saw the request itself first: the innermost, then the shortest."""
+    return sorted(spans, key=lambda node: (-depth(node), node.end - node.order[0], node.order))
+
+
+def _scopes(nodes: Iterable[Node]) -> set[str]:
+    return {node.facts.scope_name for node in nodes}

@@ -1,0 +1,205 @@
+"""What the derivation keeps between two batches: entries, calls and steps, in their scopes and runs."""
+
+from __future__ import annotations
+
+from .intervals import Order, Timeline
+from .messages import MessageTree, Source
+from .rows import RunRow
+from .steps import Built
+from .tree import Node, step_key
+
+
+class Entry:
+    """A point of the loop: an LLM request (``spans`` are those that saw it), or a step without one."""
+
+    __slots__ = ("agent", "asked", "end", "is_request", "order", "scope", "spans", "step")
+
+    scope: Scope
+    step: Step
+
+    def __init__(self, spans: list[Node], is_request: bool) -> None:
+        self.spans = spans
+        self.is_request = is_request
+        self.order: Order = spans[0].order
+        self.end = max(node.end for node in spans)
+        self.agent: Node | None = None
+        self.asked: dict[str, None] = {}
+
+
+class Call:
+    """A tool call: the span that stands for it, and those of the same call below it."""
+
+    __slots__ = ("end", "head", "order", "scope", "spans", "step")
+
+    def __init__(self, head: Node) -> None:
+        self.head = head
+        self.order: Order = head.order
+        self.end = head.end
+        self.scope: Scope | None = None  # None while its head is not known as such
+        self.spans: dict[str, Node] = {}
+        self.step: Step | None = None
+
+    @property
+    def ids(self) -> set[str]:
+        """The call ids that its spans carry."""
+        return {node.facts.call_id for node in self.spans.values() if node.facts.call_id is not None}
+
+    def enter(self, scope: Scope) -> None:
+        """Take its place among the calls of a scope."""
+        self.order, self.end, self.scope = self.head.order, self.head.end, scope
+        scope.calls.add(self)
+        for call_id in self.ids:
+            scope.calls_by_id.setdefault(call_id, {})[self.head.facts.span_id] = self
+
+    def leave(self) -> None:
+        """Leave that place, under what its spans say now."""
+        if self.scope is not None:
+            self.scope.calls.remove(self)
+            for call_id in self.ids:
+                del self.scope.calls_by_id[call_id][self.head.facts.span_id]
+            self.scope = None
+
+
+class Scope:
+    """The entries and calls of one run as the tree sees it (``Context.run``)."""
+
+    __slots__ = (
+        "asked",
+        "called",
+        "calls",
+        "calls_by_id",
+        "entries",
+        "key",
+        "last",
+        "natives",
+        "openers",
+        "run",
+        "steps",
+    )
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.entries: Timeline[Entry] = Timeline()
+        self.asked: dict[str, Timeline[Entry]] = {}  # call id -> the requests that asked for it
+        self.calls: Timeline[Call] = Timeline()
+        self.calls_by_id: dict[str, dict[str, Call]] = {}
+        self.steps: dict[Step, None] = {}
+        self.natives: dict[str, tuple[Order, str]] = {}  # native run ids of spans directly in it
+        self.openers: dict[str, Node] = {}  # the agent or workflow span that opens it; several where an id says so
+        self.called: dict[str, Scope] = {}  # the scopes that openers directly in it open
+        self.last: Entry | None = None
+        self.run: RunState | None = None
+
+    def opener(self) -> Node | None:
+        """The first span that opens it."""
+        return min(self.openers.values(), key=lambda node: node.order, default=None)
+
+
+class Step:
+    """A step: what belongs to it, and what was made of it."""
+
+    __slots__ = (
+        "agent",
+        "built",
+        "calls",
+        "carriers",
+        "end",
+        "entries",
+        "id",
+        "key",
+        "order",
+        "parent_tool",
+        "pseudo",
+        "run",
+        "scope",
+        "sources",
+    )
+
+    def __init__(self, key: str | None = None) -> None:
+        self.key = key  # of an explicit step
+        self.id = ""  # once it is built
+        self.carriers: dict[str, Node] = {}  # the spans that say they are this step, or the agent span it is
+        self.entries: dict[Entry, None] = {}
+        self.pseudo: Entry | None = None  # its own entry where it has no request
+        self.calls: dict[Call, None] = {}
+        self.built: Built | None = None
+        self.scope: Scope | None = None
+        self.agent: Node | None = None
+        self.parent_tool: Node | None = None  # the tool span whose call's step is its parent
+        self.run: RunState | None = None  # the run that counts it, at this place:
+        self.order: Order = (0, "")
+        self.end = 0
+        self.sources: dict[str, tuple[MessageTree, Source]] = {}
+
+    def anchor(self) -> Node | None:
+        """Its first span: of an explicit step, of those whose parent does not say the same (baggage copies an id to
+        all spans below)."""
+        if not self.carriers:
+            first = min(self.entries, key=lambda entry: entry.order, default=None)
+            return first.spans[0] if first is not None else None
+        if len(self.carriers) == 1:
+            return next(iter(self.carriers.values()))
+        tops = [node for node in self.carriers.values() if not self._repeats(node)]
+        return min(tops or self.carriers.values(), key=lambda node: node.order)
+
+    def _repeats(self, node: Node) -> bool:
+        parent = node.inferred or node.base
+        return parent is not None and step_key(parent.facts) == self.key
+
+
+class RunState:
+    """A run as a row: what several scopes may share (an agent without an id, and steps in it that name their run)."""
+
+    __slots__ = (
+        "id",
+        "messages",
+        "open_steps",
+        "row",
+        "scopes",
+        "steps",
+        "sums",
+        "with_conversation",
+        "with_first_token",
+    )
+
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+        self.scopes: dict[str, Scope] = {}
+        self.steps: Timeline[Step] = Timeline()
+        self.sums = (0, 0)  # prompt and completion tokens
+        self.open_steps = 0
+        self.with_conversation = 0
+        self.with_first_token = 0
+        self.messages = MessageTree(run_id)
+        self.row: RunRow | None = None
+
+    def has_row(self) -> bool:
+        """Whether there is such a run: a span opens it, or steps belong to it."""
+        return len(self.steps) > 0 or any(scope.openers for scope in self.scopes.values())
+
+    def opener(self) -> Node | None:
+        """The agent or workflow span that opens the run; the first, where several share its id."""
+        nodes = (node for scope in self.scopes.values() for node in scope.openers.values())
+        return min(nodes, key=lambda node: node.order, default=None)
+
+    def count(self, step: Step, built: Built) -> None:
+        """Add a step to the sums."""
+        row = built.step
+        step.run = self
+        step.order = (built.step.created_ns, row.span_id)
+        step.end = built.end_ns if built.end_ns is not None else row.created_ns
+        self.steps.add(step)
+        self._count(built, 1)
+
+    def discount(self, step: Step, built: Built) -> None:
+        """Take a step out of the sums, as it was counted."""
+        self.steps.remove(step)
+        step.run = None
+        self._count(built, -1)
+
+    def _count(self, built: Built, sign: int) -> None:
+        prompt, completion = self.sums
+        self.sums = (prompt + sign * built.step.prompt_tokens, completion + sign * built.step.completion_tokens)
+        self.open_steps += sign * built.open
+        self.with_conversation += sign * (built.conversation_id is not None)
+        self.with_first_token += sign * (built.first_token_ns is not None)

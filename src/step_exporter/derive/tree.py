@@ -1,0 +1,445 @@
+"""The tree of a trace's spans, and where in the agent's loop each of them stands.
+
+Spans arrive in any order, mostly children first, so a node may wait for its parent. What a span inherits
+from above is its ``Context``. When a span arrives, only the contexts that it really changes are made again:
+a plain span changes none of those below it, an agent moves its whole subtree, once.
+
+Two rules bend the tree where instrumentations put a span beside what it belongs to:
+
+* A *twin container*: a plain span beside an agent span, within its time, that repeats its name, stands for
+  that agent (OpenLLMetry's ``execute_task math-agent`` beside ``invoke_agent math-agent``).
+* An *inferred parent*: an agent span directly below another agent or workflow, within the time of a tool of that
+  agent or of an agent beside it, which has no agent below it, was called by that tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from step_exporter.facts import Role, SpanFacts
+
+from .intervals import UNKNOWN, Order, Timeline
+
+TOOL_BETWEEN, STEP_BETWEEN, SERVICE_BETWEEN = 1, 2, 4
+
+
+class Context(NamedTuple):
+    """What a span inherits from the spans above it."""
+
+    run: str = ""
+    """The key of the run: the span id of the agent or workflow that opens it, ``id:`` and a native run id, or
+    empty for the run of the trace."""
+    agent: Node | None = None
+    """The innermost agent or workflow."""
+    step: str | None = None
+    """The key of the nearest explicit step, see ``step_key``."""
+    tool: Node | None = None
+    """The tool span that stands for the call that we are in."""
+    llm: Node | None = None
+    """The nearest LLM span with no agent, tool or step between."""
+    between: int = 0
+    """What lies between here and ``agent``: TOOL_BETWEEN | STEP_BETWEEN | SERVICE_BETWEEN."""
+    agent_name: str | None = None
+
+
+OUTSIDE = Context()
+
+
+class Node:
+    """A span in the tree."""
+
+    __slots__ = (
+        "agents_below",
+        "base",
+        "base_context",
+        "below",
+        "call",
+        "called_in",
+        "context",
+        "cut",
+        "end",
+        "facts",
+        "fresh",
+        "inferred",
+        "kids",
+        "llm_above",
+        "llm_kids",
+        "load",
+        "loaded",
+        "native_of",
+        "noted",
+        "opened",
+        "order",
+        "request",
+        "step",
+        "twin_of",
+    )
+
+    facts: SpanFacts
+    order: Order
+    end: int
+    """In ns; ``UNKNOWN`` while the span is open."""
+    request: Any
+    call: Any
+    step: Any
+
+    def __init__(self, facts: SpanFacts) -> None:
+        self.base: Node | None = None  # where it hangs, but for an inferred parent
+        self.twin_of: Node | None = None  # the agent that it stands for
+        self.inferred: Node | None = None  # the tool that called it
+        self.cut = False  # taken as a root, to break a cycle of parents
+        self.kids: dict[str, Node] = {}
+        self.context = self.base_context = self.below = OUTSIDE
+        self.fresh = True  # contexts not made yet
+        self.noted = 0  # 1 while the inference of parents knows it, 2 where it is an agent that may have been called
+        self.agents_below = 0  # of a tool: agents that it called
+        self.called_in: Node | None = None  # of an agent: the tool whose agents_below counts it
+        # What the derivation has registered of it
+        self.request = self.call = self.step = None
+        self.llm_above: Node | None = None
+        self.llm_kids: dict[str, Node] = {}
+        self.native_of: str | None = None  # the run that its native run id gives a name to
+        self.opened: Any = None  # of an agent or workflow: the scope that it opens, and the one that it stands in
+        self.load = 0  # of an agent: what makes it no step of its own
+        self.loaded: tuple[Node, ...] = ()  # the agents whose load counts it
+        self.take(facts)
+
+    def take(self, facts: SpanFacts) -> None:
+        """Become what the facts say."""
+        self.facts = facts
+        start = facts.start_ns
+        if start is None:
+            start = UNKNOWN
+        self.order = (start, facts.span_id)
+        self.end = UNKNOWN if not facts.ended else start if facts.end_ns is None else max(facts.end_ns, start)
+
+    def __repr__(self) -> str:
+        return f"<Node {self.facts.role} {self.facts.name} {self.facts.span_id}>"
+
+
+class Family:
+    """The spans under one parent id, whether that parent is known or not."""
+
+    __slots__ = ("agents", "by_request_id", "children", "llms", "plain")
+
+    def __init__(self) -> None:
+        self.children: dict[str, Node] = {}
+        self.agents: dict[str, Node] = {}
+        self.plain: dict[str, Node] = {}
+        # Kept by the derivation for the grouping of requests
+        self.llms: Timeline[Node] = Timeline()
+        self.by_request_id: dict[str, dict[str, Node]] = {}
+
+    def add(self, node: Node) -> None:
+        """Take in a child."""
+        span_id, role = node.facts.span_id, node.facts.role
+        self.children[span_id] = node
+        if role is Role.AGENT:
+            self.agents[span_id] = node
+        elif role is Role.OTHER:
+            self.plain[span_id] = node
+
+    def remove(self, node: Node) -> None:
+        """Let a child go, as what it came."""
+        span_id = node.facts.span_id
+        self.children.pop(span_id, None)
+        self.agents.pop(span_id, None)
+        self.plain.pop(span_id, None)
+
+
+def step_key(facts: SpanFacts) -> str | None:
+    """What tells the explicit step of a span: its native id, or the span itself where its role is step."""
+    if facts.step_id is not None:
+        return "id:" + facts.step_id
+    return facts.span_id if facts.role is Role.STEP else None
+
+
+def agent_label(facts: SpanFacts) -> str:
+    """The name of an agent."""
+    return facts.agent_name or facts.name
+
+
+def stands_for(facts: SpanFacts, agent: SpanFacts) -> bool:
+    """Whether a plain span's name says an agent's: the same, ``execute_task NAME`` or ``NAME.workflow``."""
+    label, name = agent_label(agent), facts.name
+    return name == label or facts.agent_name == label or name.endswith(" " + label) or name.startswith(label + ".")
+
+
+def same_call(outer: SpanFacts, inner: SpanFacts) -> bool:
+    """Whether two nested tool spans are one call (an MCP client's and its server's): no call ids that differ."""
+    return outer.call_id is None or inner.call_id is None or outer.call_id == inner.call_id
+
+
+def opens_run(facts: SpanFacts, above: Context) -> bool:
+    """Whether an agent or workflow span begins a run of its own: it is the top one, or was called by a tool, from a
+    step, or in another service. Directly below an agent, or by a hand-off, it does not."""
+    agent = above.agent
+    if agent is None or above.between or facts.kind == "server" or facts.kind == "consumer":
+        return True
+    mine, its = facts.service_name, agent.facts.service_name
+    return mine is not None and its is not None and mine != its
+
+
+def context_below(node: Node, above: Context) -> Context:
+    """What the spans below a span inherit."""
+    facts = node.facts
+    role = facts.role
+    if role is Role.OTHER and facts.run_id is None and facts.step_id is None and facts.agent_name is None:
+        if (facts.kind == "server" or facts.kind == "consumer") and not above.between & SERVICE_BETWEEN:
+            return above._replace(between=above.between | SERVICE_BETWEEN)
+        return above  # most spans: nothing to make
+    run, agent, step, tool, llm, between, name = above
+    if role is Role.AGENT or role is Role.WORKFLOW:
+        if opens_run(facts, above):
+            run = facts.span_id
+        agent, step, tool, llm, between = node, None, None, None, 0
+        name = agent_label(facts) if role is Role.AGENT else facts.agent_name or name
+    else:
+        name = facts.agent_name or name
+        if role is Role.TOOL:
+            if tool is None or not same_call(tool.facts, facts):
+                tool = node
+            llm, between = None, between | TOOL_BETWEEN
+        elif role is Role.LLM:
+            llm, tool = node, None
+        elif role is Role.STEP:
+            llm = tool = None
+        elif facts.kind == "server" or facts.kind == "consumer":
+            between |= SERVICE_BETWEEN
+    if facts.run_id is not None:
+        run = "id:" + facts.run_id
+    key = step_key(facts)
+    if key is not None:
+        step = key
+        if agent is not node:
+            between |= STEP_BETWEEN
+    return Context(run, agent, step, tool, llm, between, name)
+
+
+class Tree:
+    """All known spans of a trace. ``update`` takes spans and tells whose facts or place changed."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.families: dict[str, Family] = {}
+        self._cut: set[Node] = set()
+        self._inferable: Timeline[Node] = Timeline()  # agents directly below an agent or workflow
+        self._tools: Timeline[Node] | None = None  # heads of tool calls; kept once there is an inferable agent
+        self._doubtful: dict[str, Node] = {}  # agents whose inferred parent is to be looked at
+
+    def update(self, spans: Iterable[SpanFacts]) -> dict[str, Node]:
+        """Take new spans and new versions of known ones. Returns every node whose facts or context changed."""
+        moved: dict[str, Node] = {}
+        for facts in spans:
+            node = self.nodes.get(facts.span_id)
+            if node is None:
+                node = self.nodes[facts.span_id] = Node(facts)
+            else:
+                self._forget(node)
+                self._infer(node, None)
+                if node.facts.parent_span_id is not None:
+                    self.families[node.facts.parent_span_id].remove(node)
+                node.take(facts)
+                node.fresh = True
+            moved[facts.span_id] = node
+            parent_id = facts.parent_span_id
+            if parent_id is not None:
+                family = self.families.get(parent_id)
+                if family is None:
+                    family = self.families[parent_id] = Family()
+                family.add(node)
+        loose = dict(moved)
+        if self._cut:
+            loose.update((node.facts.span_id, node) for node in self._cut)
+        self._link(loose)
+        self._settle(list(loose.values()), moved)
+        self._infer_parents(moved)
+        return moved
+
+    # ---- where spans hang
+
+    def _link(self, loose: dict[str, Node]) -> None:
+        """Hang these spans, those that waited for them, and those that a sibling's arrival moves; ``loose`` grows."""
+        for node in list(loose.values()):
+            node.cut = False
+            self._cut.discard(node)
+            family = self.families.get(node.facts.span_id)
+            if family is not None:
+                loose.update(family.children)
+            parent_id, role = node.facts.parent_span_id, node.facts.role
+            if parent_id is not None and (role is Role.AGENT or node.kids or node.twin_of is not None):
+                loose.update(self._may_stand_for(node, self.families[parent_id]))
+        for node in loose.values():
+            self._hang(node, self._parent(node))
+        self._break_cycles(loose)
+        for node in list(loose.values()):
+            self._find_twin(node)
+
+    def _may_stand_for(self, agent: Node, family: Family) -> dict[str, Node]:
+        """The plain spans beside an agent that stand for it, or did so until now."""
+        facts = agent.facts
+        return {
+            span_id: node
+            for span_id, node in family.plain.items()
+            if node.twin_of is agent or (facts.role is Role.AGENT and stands_for(node.facts, facts))
+        }
+
+    def _parent(self, node: Node) -> Node | None:
+        parent_id = node.facts.parent_span_id
+        parent = self.nodes.get(parent_id) if parent_id is not None else None
+        return parent if parent is not node else None
+
+    def _hang(self, node: Node, base: Node | None) -> None:
+        if node.base is not base:
+            if node.base is not None:
+                node.base.kids.pop(node.facts.span_id, None)
+            node.base = base
+            if base is not None:
+                base.kids[node.facts.span_id] = node
+
+    def _break_cycles(self, loose: dict[str, Node]) -> None:
+        """Where parents go round in a circle, the first span of it by order is taken as a root."""
+        done: set[Node] = set()
+        for node in list(loose.values()):
+            path: dict[Node, None] = {}
+            walk: Node | None = node if node.facts.span_id in self.families else None  # only what has children
+            while walk is not None and walk not in done and walk not in path:
+                path[walk] = None
+                walk = walk.base
+            if walk in path:
+                circle = list(path)
+                lowest = min(circle[circle.index(walk) :], key=lambda member: member.order)
+                lowest.cut = True
+                self._cut.add(lowest)
+                loose[lowest.facts.span_id] = lowest
+                self._hang(lowest, None)
+            done.update(path)
+
+    def _find_twin(self, node: Node) -> None:
+        best: Node | None = None
+        parent_id = node.facts.parent_span_id
+        if node.facts.role is Role.OTHER and parent_id is not None and not node.cut:
+            for agent in self.families[parent_id].agents.values():
+                if (
+                    agent.order <= node.order
+                    and agent.end >= node.end
+                    and (best is None or agent.order > best.order)
+                    and stands_for(node.facts, agent.facts)
+                ):
+                    best = agent
+        node.twin_of = best
+        if best is not None:
+            self._hang(node, best)
+
+    # ---- contexts
+
+    def _settle(self, todo: list[Node], moved: dict[str, Node]) -> None:
+        """Make the contexts of these nodes, and of what is below them where that changes, again."""
+        while todo:
+            node = todo.pop()
+            base_context = node.base.below if node.base is not None else OUTSIDE
+            if node.inferred is not None and base_context != node.base_context:
+                self._infer(node, None)
+            above = node.inferred.below if node.inferred is not None else base_context
+            if not node.fresh and above == node.context and base_context == node.base_context:
+                continue
+            self._forget(node)
+            fresh, node.fresh = node.fresh, False
+            node.context, node.base_context = above, base_context
+            below = context_below(node, above)
+            moved[node.facts.span_id] = node
+            changed = below != node.below
+            node.below = below
+            self._note(node)
+            if changed or fresh:
+                todo.extend(node.kids.values())
+
+    # ---- inferred parents
+
+    def _note(self, node: Node) -> None:
+        """Remember what the inference of parents has to know of a span."""
+        role = node.facts.role
+        if role is Role.AGENT or role is Role.WORKFLOW:
+            above = node.base_context
+            if above.agent is None:
+                return
+            node.noted = 1
+            if above.tool is not None:
+                node.called_in = above.tool
+                above.tool.agents_below += 1
+                self._doubt_within(above.tool)
+            for other in self._inferable.begun_within(node.order[0], UNKNOWN):
+                self._doubtful[other.facts.span_id] = other
+            if not opens_run(node.facts, above):
+                if self._tools is None:
+                    self._tools = Timeline()
+                    for other in self.nodes.values():
+                        if not other.fresh and other.below.tool is other:
+                            other.noted = 1
+                            self._tools.add(other)
+                node.noted = 2
+                self._inferable.add(node)
+                self._doubtful[node.facts.span_id] = node
+        elif role is Role.TOOL and self._tools is not None and node.below.tool is node:
+            node.noted = 1
+            self._tools.add(node)
+            self._doubt_within(node)
+
+    def _forget(self, node: Node) -> None:
+        """Take back what ``_note`` remembered."""
+        if not node.noted:
+            return
+        inferable, node.noted = node.noted == 2, 0
+        if node.facts.role is Role.TOOL:
+            assert self._tools is not None
+            self._tools.remove(node)
+            self._doubt_within(node)
+            return
+        if node.called_in is not None:
+            node.called_in.agents_below -= 1
+            self._doubt_within(node.called_in)
+            node.called_in = None
+        if inferable:
+            self._inferable.remove(node)
+            self._doubtful.pop(node.facts.span_id, None)
+        for other in self._inferable.begun_within(node.order[0], UNKNOWN):
+            self._doubtful[other.facts.span_id] = other
+
+    def _doubt_within(self, tool: Node) -> None:
+        for agent in self._inferable.begun_within(tool.order[0], tool.end):
+            self._doubtful[agent.facts.span_id] = agent
+
+    def _infer_parents(self, moved: dict[str, Node]) -> None:
+        while self._doubtful:
+            doubtful, self._doubtful = self._doubtful, {}
+            for agent in doubtful.values():
+                tool = self._calling_tool(agent) if agent.noted == 2 else None
+                if tool is not agent.inferred:
+                    self._infer(agent, tool)
+                    self._settle([agent], moved)
+
+    def _infer(self, agent: Node, tool: Node | None) -> None:
+        if agent.inferred is not None:
+            agent.inferred.kids.pop(agent.facts.span_id, None)
+        agent.inferred = tool
+        if tool is not None:
+            tool.kids[agent.facts.span_id] = agent
+
+    def _calling_tool(self, agent: Node) -> Node | None:
+        """The narrowest tool that an agent lies in the time of, where the tree does not say who called it."""
+        above = agent.base_context
+        best: Node | None = None
+        assert self._tools is not None
+        for tool in self._tools.covering(agent.order[0], agent.end):
+            caller = tool.context.agent
+            if (
+                caller is not None
+                and caller is not agent
+                and caller.order < agent.order  # so that two agents can't call each other
+                and tool.agents_below == 0
+                and (caller is above.agent or caller.base_context.agent is above.agent)
+                and (best is None or (tool.end - tool.order[0], tool.order) < (best.end - best.order[0], best.order))
+            ):
+                best = tool
+        return best
