@@ -266,23 +266,19 @@ class Derivation:
                 del self._llms[node]
                 continue
             members = component(node, self._tree.families)
-            for spans in group(members, self._tree.families):
-                entry: Entry | None = spans[0].request
-                if entry is not None and entry.spans == spans:
+            groups = group(members, self._tree.families)
+            wrappers = set(members).difference(*groups)
+            for span in wrappers:
+                if span.request is not None:
+                    self._dissolve(span.request)
+            for spans in groups:
+                if spans[0].request is None or spans[0].request.spans != spans:
                     for span in spans:
-                        self._llms.pop(span, None)
-                    continue
-                for span in spans:
-                    if span.request is not None:
-                        self._dissolve(span.request)
-                self._enter(Entry(spans, is_request=True))
-                for span in spans:
-                    self._llms.pop(span, None)
-            for member in members:  # wrappers are in no request
-                if member in self._llms:
-                    if member.request is not None and member not in member.request.spans:
-                        self._dissolve(member.request)
-                    del self._llms[member]
+                        if span.request is not None:
+                            self._dissolve(span.request)
+                    self._enter(Entry(spans, is_request=True))
+            for span in members:
+                self._llms.pop(span, None)
 
     def _enter(self, entry: Entry) -> None:
         """Put an entry where its first span stands, and into its step."""
@@ -334,6 +330,8 @@ class Derivation:
                 self._agents[entry.agent] = None
         else:
             step.pseudo = None
+            if step.key is None:
+                step.carriers.clear()
             if entry.spans[0].request is entry:
                 entry.spans[0].request = None
                 self._agents[entry.spans[0]] = None
@@ -387,7 +385,6 @@ class Derivation:
                 entry.step.carriers[facts.span_id] = node
                 self._enter(entry)
             elif not alone and entry is not None:
-                entry.step.carriers.clear()
                 self._dissolve(entry)
                 self._agents.pop(node, None)
 
