@@ -165,7 +165,7 @@ class Derivation:
             self._agents[agent] = None
 
     def _contribute_llm(self, node: Node) -> None:
-        parent_id = node.facts.parent_span_id
+        parent_id = node.parent_id
         if parent_id is not None:
             family = self._tree.families[parent_id]
             family.llms.add(node)
@@ -178,7 +178,7 @@ class Derivation:
         self._llms[node] = None
 
     def _withdraw_llm(self, node: Node) -> None:
-        parent_id = node.facts.parent_span_id
+        parent_id = node.parent_id
         if parent_id is not None:
             self._doubt_tail(node)
             family = self._tree.families[parent_id]
@@ -197,7 +197,7 @@ class Derivation:
 
     def _doubt_tail(self, node: Node) -> None:
         """What came after a span may have been the tail of what was before it."""
-        parent_id = node.facts.parent_span_id
+        parent_id = node.parent_id
         after = self._tree.families[parent_id].llms.after(node.order) if parent_id is not None else None
         if after is not None and is_tail(after.facts):
             self._llms[after] = None
@@ -641,7 +641,11 @@ class Derivation:
         prompt, completion = run.sums
         token = conversation = None
         if run.with_first_token:
-            token = next(step.built.first_token_ns for step in run.steps if step.built and step.built.first_token_ns)
+            token = next(
+                step.built.first_token_ns
+                for step in run.steps
+                if step.built is not None and step.built.first_token_ns is not None
+            )
         if run.with_conversation:
             conversation = next(
                 step.built.conversation_id

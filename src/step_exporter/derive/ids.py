@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
 
 
@@ -34,11 +35,13 @@ def message_id(start: str, role: str, text: str, calls: tuple[str, ...]) -> str:
     return "message-" + _uuid("message", start, role, text, *calls)
 
 
+@lru_cache(maxsize=1024)
 def organization_id(name: str) -> str:
     """The id of an organization that is known by name only."""
     return "org-" + _uuid("organization", _normalised(name))
 
 
+@lru_cache(maxsize=1024)
 def provider_id(name: str) -> str:
     """The id of a provider that is known by name only."""
     return "provider-" + _uuid("provider", _normalised(name))

@@ -110,7 +110,7 @@ def component(node: Node, families: Mapping[str, Family]) -> list[Node]:
         near: list[Node] = list(member.llm_kids.values())
         if member.context.llm is not None:
             near.append(member.context.llm)
-        parent_id = member.facts.parent_span_id
+        parent_id = member.parent_id
         if parent_id is not None and len(families[parent_id].llms) > 1:
             near.extend(sibling_pairs(member, families[parent_id]))
         for other in near:
@@ -139,7 +139,7 @@ def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[
 
     pairs: list[tuple[int, Order, Order, Node, Node]] = []
     for node in members:
-        parent_id = node.facts.parent_span_id
+        parent_id = node.parent_id
         if parent_id is not None and len(families[parent_id].llms) > 1:
             for other in sibling_pairs(node, families[parent_id]):
                 if node.order < other.order:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from step_exporter.facts import Annotation, SpanFacts, TokenUsage
+from step_exporter.facts import Annotation, Role, SpanFacts, TokenUsage
 
 from . import ids
 from .intervals import union_ns
 from .rows import StepMetricsRow, StepRow
-
-T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -90,15 +88,6 @@ def intervals(spans: Iterable[SpanFacts]) -> list[tuple[int, int]]:
     return [found for facts in spans if (found := interval(facts)) is not None]
 
 
-def known(spans: Iterable[SpanFacts], get: Callable[[SpanFacts], T | None]) -> T | None:
-    """The first value that is known."""
-    for facts in spans:
-        value = get(facts)
-        if value is not None:
-            return value
-    return None
-
-
 def request_usage(spans: Sequence[SpanFacts]) -> TokenUsage:
     """The usage of one request, once: each count from the span closest to the wire that has it."""
     usages = [facts.usage for facts in spans if facts.usage is not None]
@@ -139,19 +128,6 @@ def says_nothing(spans: Iterable[SpanFacts]) -> bool:
     )
 
 
-def _sum(values: Iterable[int | None]) -> int | None:
-    found = [value for value in values if value is not None]
-    return sum(found) if found else None
-
-
-def _details(parts: Iterable[tuple[tuple[str, int], ...]], extra: dict[str, int | None]) -> str | None:
-    total: dict[str, int] = {name: count for name, count in extra.items() if count is not None}
-    for part in parts:
-        for name, count in part:
-            total[name] = total.get(name, 0) + count
-    return canonical_json(total) if total else None
-
-
 def status_of(parts: StepParts) -> tuple[str, SpanFacts | None]:
     """The status of a step, and the span whose error it is (DESIGN: a step fails if …)."""
     anchor, carriers, requests, calls = parts.anchor, parts.carriers, parts.requests, parts.calls
@@ -190,115 +166,88 @@ def build_step(parts: StepParts) -> Built:
     """Make a step's rows."""
     anchor, carriers, requests, calls = parts.anchor, parts.carriers, parts.requests, parts.calls
     status, culprit = status_of(parts)
-    in_flight = status in ("pending", "running", "abandoned")
     seen = [facts for request in requests for facts in request]
     executed = [facts for call in calls for facts in call]
-    flags = set(parts.flags)
-    for facts in (*carriers, *seen, *executed):
-        if facts.flags:
-            flags.update(facts.flags)
+    members = (*carriers, *seen, *executed)
+    flags = set(parts.flags).union(*(facts.flags for facts in members if facts.flags))
 
     # The last request that ended without error speaks for the step; what it leaves out, the step span may say.
     spoken = next((request for request in reversed(requests) if not request_failed(request)), None)
-    if spoken is None and requests:
-        spoken = requests[-1]
-    voices = (*(spoken or ()), *carriers)
-    who = (*carriers, *seen, *((parts.agent,) if parts.agent is not None else ()))
+    voice = merge((*(spoken or (requests[-1] if requests else ())), *carriers))
+    said = merge((*carriers, *seen))
+    agent = parts.agent or said
 
-    usages = [request_usage(request) for request in requests]
-    if (
-        all(usage.prompt is None and usage.completion is None for usage in usages)
-        and anchor.usage is not None
-        and carriers
-    ):
-        usages = [anchor.usage]
-    prompt = _sum(usage.prompt for usage in usages)
-    completion = _sum(usage.completion for usage in usages)
-    if not in_flight:
-        if prompt is None:
+    usage = _step_usage(parts)
+    if status not in ("pending", "running", "abandoned"):
+        if usage.prompt is None:
             flags.add("no_prompt_usage")
-        if completion is None:
+        if usage.completion is None:
             flags.add("no_completion_usage")
-        if not requests and anchor.llm_ns is None and carriers and anchor.role == "agent":
-            flags.add("no_llm_span")
+    if carriers and not requests and anchor.role is Role.AGENT:
+        flags.add("no_llm_span")
     if any(facts.failed for facts in executed):
         flags.add("tool_error")
-    cached = _sum(usage.cached for usage in usages)
-    written = _sum(usage.cache_write for usage in usages)
-    reasoning = _sum(usage.reasoning for usage in usages)
 
-    model = known(voices, lambda facts: facts.served_model) or known(voices, lambda facts: facts.model)
-    provider_name = known(voices, lambda facts: facts.provider_name)
-    provider_id = known((*carriers, *seen), lambda facts: facts.provider_id)
+    model = voice.served_model or voice.model
+    provider_name = voice.provider_name
+    provider_id = said.provider_id
     if provider_id is None and provider_name is not None:
         provider_id = ids.provider_id(provider_name)
-    organization_id = known(who, lambda facts: facts.organization_id)
-    organization_name = known(who, lambda facts: facts.organization_name)
+    organization_id = said.organization_id or agent.organization_id
+    organization_name = said.organization_name or agent.organization_name
     if organization_id is None and organization_name is not None:
         organization_id = ids.organization_id(organization_name)
-    handle = known(voices, lambda facts: facts.model_handle)
+    handle = voice.model_handle
     if handle is None and provider_name is not None and model is not None:
         handle = f"{provider_name}/{model}"
-    agent_id = known(who, lambda facts: facts.agent_id)
-    project_id = known(who, lambda facts: facts.project_id)
+    agent_id = said.agent_id or agent.agent_id
+    project_id = said.project_id or agent.project_id
 
-    # Times
-    members = (*carriers, *seen, *executed)
     times = intervals(members)
+    in_flight = is_open(members)
     starts = [facts.start_ns for facts in members if facts.start_ns is not None]
-    step_start = min(starts) if starts else None
-    step_end = max(end for _, end in times) if times and not is_open(members) else None
-    step_ns = step_end - step_start if step_end is not None and step_start is not None else None
-    llm_starts = [facts.start_ns for facts in seen if facts.start_ns is not None]
-    llm_start = min(llm_starts) if llm_starts else known(carriers, lambda facts: facts.llm_start_ns)
-    llm_times = intervals(seen)
-    llm_ns = union_ns(llm_times) if llm_times else known(carriers, lambda facts: facts.llm_ns)
-    tool_times = intervals(executed)
-    tool_ns = union_ns(tool_times) if tool_times else known(carriers, lambda facts: facts.tool_ns)
+    start = min(starts, default=None)
+    end = max(end for _, end in times) if times and not in_flight else None
+    llm_start = min((facts.start_ns for facts in seen if facts.start_ns is not None), default=said.llm_start_ns)
+    llm_times, tool_times = intervals(seen), intervals(executed)
     first_token, ttft = _first_token(parts)
     if ttft is not None and ttft < 0:
         ttft, first_token = None, None
         flags.add("clock_skew")
 
-    feedback, tags, tid = _annotated(parts, (*carriers, *seen, *executed))
-    run_id = parts.run_id
-    created = step_start
-    if created is None:
-        created = known(members, lambda facts: facts.end_ns) or 0
+    feedback, tags, tid = _annotated(parts, members)
     step = StepRow(
         trace_id=parts.trace_id,
         id=parts.id,
         span_id=anchor.span_id,
         parent_step_id=parts.parent_step_id,
-        origin=known(who, lambda facts: facts.origin),
+        origin=said.origin or agent.origin,
         organization_id=organization_id,
         provider_id=provider_id,
-        run_id=run_id,
+        run_id=parts.run_id,
         agent_id=agent_id,
-        agent_name=known((*seen, *carriers), lambda facts: facts.agent_name) or parts.agent_name,
+        agent_name=next((facts.agent_name for facts in (*seen, *carriers) if facts.agent_name), parts.agent_name),
         project_id=project_id,
         provider_name=provider_name,
-        provider_category=known((*carriers, *seen), lambda facts: facts.provider_category),
+        provider_category=said.provider_category,
         model=model,
         model_handle=handle,
-        model_endpoint=known(voices, lambda facts: facts.model_endpoint),
-        context_window_limit=known(voices, lambda facts: facts.context_window_limit),
-        completion_tokens=completion or 0,
-        prompt_tokens=prompt or 0,
-        total_tokens=(prompt or 0) + (completion or 0),
-        cached_input_tokens=cached,
-        cache_write_tokens=written,
-        reasoning_tokens=reasoning,
-        completion_tokens_details=_details(
-            (usage.completion_details for usage in usages), {"reasoning_tokens": reasoning}
-        ),
+        model_endpoint=voice.model_endpoint,
+        context_window_limit=voice.context_window_limit,
+        completion_tokens=usage.completion or 0,
+        prompt_tokens=usage.prompt or 0,
+        total_tokens=(usage.prompt or 0) + (usage.completion or 0),
+        cached_input_tokens=usage.cached,
+        cache_write_tokens=usage.cache_write,
+        reasoning_tokens=usage.reasoning,
+        completion_tokens_details=_details(usage.completion_details, reasoning_tokens=usage.reasoning),
         prompt_tokens_details=_details(
-            (usage.prompt_details for usage in usages), {"cached_tokens": cached, "cache_write_tokens": written}
+            usage.prompt_details, cached_tokens=usage.cached, cache_write_tokens=usage.cache_write
         ),
-        stop_reason=known(voices, lambda facts: facts.stop_reason),
+        stop_reason=voice.stop_reason,
         tags=tags,
         tid=tid,
-        request_id=known(voices, lambda facts: facts.request_id),
+        request_id=voice.request_id,
         feedback=feedback,
         error_type=_error_type(status, culprit),
         error_data=_error_data(culprit),
@@ -306,43 +255,89 @@ def build_step(parts: StepParts) -> Built:
         flags=canonical_json(sorted(flags)) if flags else None,
         service_name=anchor.service_name,
         convention=anchor.convention,
-        created_ns=created,
+        created_ns=start if start is not None else said.end_ns or 0,
     )
     metrics = StepMetricsRow(
         trace_id=parts.trace_id,
         id=parts.id,
-        run_id=run_id,
+        run_id=parts.run_id,
         agent_id=agent_id,
         organization_id=organization_id,
         provider_id=provider_id,
         project_id=project_id,
-        step_start_ns=step_start,
+        step_start_ns=start,
         llm_request_start_ns=llm_start,
-        llm_request_ns=llm_ns,
-        tool_execution_ns=tool_ns,
-        step_ns=step_ns,
+        llm_request_ns=union_ns(llm_times) if llm_times else said.llm_ns,
+        tool_execution_ns=union_ns(tool_times) if tool_times else said.tool_ns,
+        step_ns=end - start if end is not None and start is not None else None,
         ttft_ns=ttft,
         llm_request_count=len(requests) or (1 if llm_start is not None else 0),
-        tool_call_count=_count_calls(calls) or known(carriers, lambda facts: facts.tool_call_count) or 0,
-        base_template_id=known(who, lambda facts: facts.base_template_id),
-        template_id=known(who, lambda facts: facts.template_id),
+        tool_call_count=_count_calls(calls) or said.tool_call_count or 0,
+        base_template_id=said.base_template_id or agent.base_template_id,
+        template_id=said.template_id or agent.template_id,
     )
     return Built(
         step,
         metrics,
-        step_end,
+        end,
         first_token,
-        known(members, lambda facts: facts.conversation_id),
+        next((facts.conversation_id for facts in members if facts.conversation_id is not None), None),
         (organization_id, organization_name or organization_id) if organization_id is not None else None,
         (provider_id, provider_name or provider_id) if provider_id is not None else None,
-        is_open(members),
+        in_flight,
     )
+
+
+def merge(spans: Sequence[SpanFacts]) -> SpanFacts:
+    """Of each fact, what the first span knows that knows it. For the facts that are None where unknown."""
+    if len(spans) == 1:
+        return spans[0]
+    return SpanFacts._make(
+        next((value for value in column if value is not None), None) for column in zip(*spans, strict=True)
+    )
+
+
+def _step_usage(parts: StepParts) -> TokenUsage:
+    """The sums of the requests' usage; what the step span repeats counts only where no request says anything."""
+    usages = [request_usage(request) for request in parts.requests]
+    if parts.carriers and all(usage.prompt is None and usage.completion is None for usage in usages):
+        return parts.anchor.usage or TokenUsage()
+    if len(usages) == 1:
+        return usages[0]
+    return TokenUsage(
+        prompt=_sum(usage.prompt for usage in usages),
+        completion=_sum(usage.completion for usage in usages),
+        cached=_sum(usage.cached for usage in usages),
+        cache_write=_sum(usage.cache_write for usage in usages),
+        reasoning=_sum(usage.reasoning for usage in usages),
+        prompt_details=_sum_parts(usage.prompt_details for usage in usages),
+        completion_details=_sum_parts(usage.completion_details for usage in usages),
+    )
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    found = [value for value in values if value is not None]
+    return sum(found) if found else None
+
+
+def _sum_parts(details: Iterable[tuple[tuple[str, int], ...]]) -> tuple[tuple[str, int], ...]:
+    total: dict[str, int] = {}
+    for part in details:
+        for name, count in part:
+            total[name] = total.get(name, 0) + count
+    return tuple(sorted(total.items()))
+
+
+def _details(parts: tuple[tuple[str, int], ...], **counts: int | None) -> str | None:
+    if not parts and all(count is None for count in counts.values()):
+        return None
+    return canonical_json({**{name: count for name, count in counts.items() if count is not None}, **dict(parts)})
 
 
 def _first_token(parts: StepParts) -> tuple[int | None, int | None]:
     """When the first token of the step's first streaming answer came, and how long after its request."""
     for spans in parts.requests or (parts.carriers,):
-        token = known(spans, lambda facts: facts.first_token_ns)
+        token = next((facts.first_token_ns for facts in spans if facts.first_token_ns is not None), None)
         if token is not None:
             starts = [facts.llm_start_ns or facts.start_ns for facts in spans]
             begun = min((start for start in starts if start is not None), default=None)
@@ -354,7 +349,7 @@ def _count_calls(calls: Iterable[Sequence[SpanFacts]]) -> int:
     """Tool calls, those with one call id once (an MCP client's and its server's span)."""
     count, counted = 0, set[str]()
     for call in calls:
-        call_id = known(call, lambda facts: facts.call_id)
+        call_id = next((facts.call_id for facts in call if facts.call_id is not None), None)
         if call_id is None or call_id not in counted:
             count += 1
         if call_id is not None:
@@ -364,10 +359,9 @@ def _count_calls(calls: Iterable[Sequence[SpanFacts]]) -> int:
 
 def _annotated(parts: StepParts, spans: Sequence[SpanFacts]) -> tuple[str | None, str | None, str | None]:
     """feedback, tags (canonical JSON) and tid: what spans say, overruled by what people set last."""
-    feedback = known(spans, lambda facts: facts.feedback)
-    tid = known(spans, lambda facts: facts.transaction_id)
-    said = {tag: None for facts in spans for tag in facts.tags}
-    tags: Any = sorted(said) or None
+    feedback = next((facts.feedback for facts in spans if facts.feedback is not None), None)
+    tid = next((facts.transaction_id for facts in spans if facts.transaction_id is not None), None)
+    tags: Any = sorted({tag for facts in spans for tag in facts.tags})
     for note in sorted(parts.annotations, key=lambda note: (note.set_at_ns or 0, note.span_id)):
         if note.key == "feedback":
             feedback = note.value

@@ -71,6 +71,7 @@ class Node:
         "noted",
         "opened",
         "order",
+        "parent_id",
         "request",
         "step",
         "twin_of",
@@ -108,6 +109,7 @@ class Node:
     def take(self, facts: SpanFacts) -> None:
         """Become what the facts say."""
         self.facts = facts
+        self.parent_id = facts.parent_span_id if facts.parent_span_id != facts.span_id else None  # no span is its own
         start = facts.start_ns
         if start is None:
             start = UNKNOWN
@@ -238,12 +240,12 @@ class Tree:
             else:
                 self._forget(node)
                 self._infer(node, None)
-                if node.facts.parent_span_id is not None:
-                    self.families[node.facts.parent_span_id].remove(node)
+                if node.parent_id is not None:
+                    self.families[node.parent_id].remove(node)
                 node.take(facts)
                 node.fresh = True
             moved[facts.span_id] = node
-            parent_id = facts.parent_span_id
+            parent_id = node.parent_id
             if parent_id is not None:
                 family = self.families.get(parent_id)
                 if family is None:
@@ -267,7 +269,7 @@ class Tree:
             family = self.families.get(node.facts.span_id)
             if family is not None:
                 loose.update(family.children)
-            parent_id, role = node.facts.parent_span_id, node.facts.role
+            parent_id, role = node.parent_id, node.facts.role
             if parent_id is not None and (role is Role.AGENT or node.kids or node.twin_of is not None):
                 loose.update(self._may_stand_for(node, self.families[parent_id]))
         for node in loose.values():
@@ -286,9 +288,8 @@ class Tree:
         }
 
     def _parent(self, node: Node) -> Node | None:
-        parent_id = node.facts.parent_span_id
-        parent = self.nodes.get(parent_id) if parent_id is not None else None
-        return parent if parent is not node else None
+        parent_id = node.parent_id
+        return self.nodes.get(parent_id) if parent_id is not None else None
 
     def _hang(self, node: Node, base: Node | None) -> None:
         if node.base is not base:
@@ -318,7 +319,7 @@ class Tree:
 
     def _find_twin(self, node: Node) -> None:
         best: Node | None = None
-        parent_id = node.facts.parent_span_id
+        parent_id = node.parent_id
         if node.facts.role is Role.OTHER and parent_id is not None and not node.cut:
             for agent in self.families[parent_id].agents.values():
                 if (
