@@ -11,14 +11,14 @@ entries and calls is the run as the tree sees it; beside it each agent keeps a t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from step_exporter.facts import Annotation, Deletion, Role, SpanFacts
 
 from . import ids
 from .intervals import UNKNOWN, Order, Timeline
 from .messages import MessageTree, Source
-from .requests import closest_to_wire, component, group, is_tail
+from .requests import closest_to_wire, component, group, is_alone, is_tail
 from .rows import Changes, MessageRow, RunRow, StepMetricsRow, StepRow
 from .runs import RunParts, build_run
 from .state import Call, Entry, RunState, Scope, Step
@@ -265,6 +265,13 @@ class Derivation:
             if node not in self._registered or node.facts.role is not Role.LLM:
                 del self._llms[node]
                 continue
+            if is_alone(node, self._tree.families):
+                del self._llms[node]
+                if node.request is None:
+                    self._enter(Entry([node], is_request=True))
+                    continue
+                if len(node.request.spans) == 1:
+                    continue
             members = component(node, self._tree.families)
             groups = group(members, self._tree.families)
             wrappers = set(members).difference(*groups)
@@ -343,6 +350,8 @@ class Derivation:
     def _doubt_calls(self, entry: Entry) -> None:
         """The calls that may belong to an entry, or did until it came: asked for by it, or begun after it."""
         scope = entry.scope
+        if not len(scope.calls):
+            return
         after = (self._agent_entries[entry.agent] if entry.agent is not None else scope.entries).after(entry.order)
         for call in scope.calls.begun_within(entry.order[0], after.order[0] if after is not None else UNKNOWN):
             self._doubtful_calls[call] = None
@@ -548,16 +557,16 @@ class Derivation:
         assert run is not None
         opener = scope.opener()
         last = scope.entries.last
-        requests = sorted(step.entries, key=_order)
-        calls = sorted(step.calls, key=_order)
+        requests = sorted(step.entries, key=_order) if len(step.entries) > 1 else list(step.entries)
+        calls = sorted(step.calls, key=_order) if len(step.calls) > 1 else list(step.calls)
         spans = [closest_to_wire(entry.spans) if len(entry.spans) > 1 else entry.spans for entry in requests]
         parts = StepParts(
             trace_id=self.trace_id,
             id=step.id,
             anchor=facts,
-            carriers=tuple(node.facts for node in _led_by(anchor, step.carriers.values())),
+            carriers=tuple(node.facts for node in _led_by(anchor, step.carriers)),
             requests=tuple(tuple(node.facts for node in found) for found in spans),
-            calls=tuple(tuple(node.facts for node in _led_by(call.head, call.spans.values())) for call in calls),
+            calls=tuple(tuple(node.facts for node in _led_by(call.head, call.spans)) for call in calls),
             run_id=run.id if run.id not in self._deleted_runs else None,
             parent_step_id=self._parent_step_id(step, anchor),
             agent=below.agent.facts if below.agent is not None else None,
@@ -774,6 +783,8 @@ def _order(item: Node | Entry | Call) -> Order:
     return item.order
 
 
-def _led_by(first: Node, nodes: Iterable[Node]) -> list[Node]:
+def _led_by(first: Node, nodes: Mapping[str, Node]) -> Iterable[Node]:
     """The nodes by (start, span_id), one of them first."""
-    return sorted(nodes, key=lambda node: (node is not first, node.order))
+    if len(nodes) < 2:
+        return nodes.values()
+    return sorted(nodes.values(), key=lambda node: (node is not first, node.order))

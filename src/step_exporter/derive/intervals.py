@@ -120,6 +120,11 @@ class Timeline(Generic[T]):
         index = bisect_left(self._keys, order)
         return self._items[index - 1] if index else None
 
+    def reach_before(self, order: Order) -> int:
+        """The latest end of all that come before a place; -1 where nothing does."""
+        index = bisect_left(self._keys, order)
+        return self._reach[index - 1] if index else -1
+
     def begun_within(self, start: int, end: int) -> list[T]:
         """All that began within [start, end]."""
         low = bisect_left(self._keys, (start, ""))

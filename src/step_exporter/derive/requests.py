@@ -101,6 +101,21 @@ def sibling_pairs(node: Node, family: Family) -> Iterator[Node]:
                 yield other
 
 
+def is_alone(node: Node, families: Mapping[str, Family]) -> bool:
+    """Whether nothing can be one request with an LLM span: what most of them are, told quickly."""
+    if node.llm_kids or node.context.llm is not None or is_tail(node.facts):
+        return False
+    if node.parent_id is None:
+        return True
+    family = families[node.parent_id]
+    if node.facts.request_id is not None and len(family.by_request_id[node.facts.request_id]) > 1:
+        return False
+    after = family.llms.after(node.order)
+    if after is not None and (after.order[0] <= node.end or is_tail(after.facts)):
+        return False
+    return family.llms.reach_before(node.order) < node.order[0]
+
+
 def component(node: Node, families: Mapping[str, Family]) -> list[Node]:
     """All LLM spans that grouping has to look at together with this one."""
     found = {node: None}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from step_exporter.facts import Role, SpanFacts
 
 from .rows import RunRow, StepRow
-from .steps import interval
+from .steps import intervals
 
 
 class RunParts(NamedTuple):
@@ -56,8 +56,7 @@ def build_run(parts: RunParts) -> RunRow:
     start, duration = parts.start_ns, None
     if opener is not None:
         start = opener.start_ns if opener.start_ns is not None else start
-        span = interval(opener)
-        duration = span[1] - span[0] if span is not None else None
+        duration = next((end - begun for begun, end in intervals((opener,))), None)
     elif start is not None and parts.end_ns is not None and not parts.open_steps:
         duration = parts.end_ns - start
     ttft = parts.first_token_ns - start if parts.first_token_ns is not None and start is not None else None

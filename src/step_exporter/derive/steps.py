@@ -12,6 +12,8 @@ from . import ids
 from .intervals import union_ns
 from .rows import StepMetricsRow, StepRow
 
+NO_USAGE = TokenUsage()
+
 
 class Outcome(NamedTuple):
     """How the run that a step is in ended, as far as its own span says."""
@@ -77,22 +79,20 @@ def is_open(spans: Iterable[SpanFacts]) -> bool:
     return any(not facts.ended for facts in spans)
 
 
-def interval(facts: SpanFacts) -> tuple[int, int] | None:
-    """The time of a span; None while it is open, and where its end is before its start."""
-    start, end = facts.start_ns, facts.end_ns
-    return (start, end) if facts.ended and start is not None and end is not None and end >= start else None
-
-
 def intervals(spans: Iterable[SpanFacts]) -> list[tuple[int, int]]:
-    """The times of those spans that have one."""
-    return [found for facts in spans if (found := interval(facts)) is not None]
+    """The times of spans; none of one that is open, or ends before it starts."""
+    return [
+        (start, end)
+        for facts in spans
+        if facts.ended and (start := facts.start_ns) is not None and (end := facts.end_ns) is not None and end >= start
+    ]
 
 
 def request_usage(spans: Sequence[SpanFacts]) -> TokenUsage:
     """The usage of one request, once: each count from the span closest to the wire that has it."""
     usages = [facts.usage for facts in spans if facts.usage is not None]
     if not usages:
-        return TokenUsage()
+        return NO_USAGE
     merged = usages[0]
     for usage in usages[1:]:
         merged = TokenUsage(
@@ -165,15 +165,29 @@ def status_of(parts: StepParts) -> tuple[str, SpanFacts | None]:
 def build_step(parts: StepParts) -> Built:
     """Make a step's rows."""
     anchor, carriers, requests, calls = parts.anchor, parts.carriers, parts.requests, parts.calls
-    status, culprit = status_of(parts)
     seen = [facts for request in requests for facts in request]
     executed = [facts for call in calls for facts in call]
     members = (*carriers, *seen, *executed)
-    flags = set(parts.flags).union(*(facts.flags for facts in members if facts.flags))
+    flags = set(parts.flags)
+    in_flight = troubled = False
+    for facts in members:  # one pass; most steps are fine
+        if facts.flags:
+            flags.update(facts.flags)
+        if not facts.ended:
+            in_flight = True
+        if facts.failed or facts.cancelled:
+            troubled = True
+    outcome = parts.outcome
+    if in_flight or troubled or (parts.last and (outcome.failed or outcome.cancelled)):
+        status, culprit = status_of(parts)
+    else:
+        status, culprit = "success", None
 
     # The last request that ended without error speaks for the step; what it leaves out, the step span may say.
-    spoken = next((request for request in reversed(requests) if not request_failed(request)), None)
-    voice = merge((*(spoken or (requests[-1] if requests else ())), *carriers))
+    spoken = requests[-1] if requests else ()
+    if troubled:
+        spoken = next((request for request in reversed(requests) if not request_failed(request)), spoken)
+    voice = merge((*spoken, *carriers))
     said = merge((*carriers, *seen))
     agent = parts.agent or said
 
@@ -185,7 +199,7 @@ def build_step(parts: StepParts) -> Built:
             flags.add("no_completion_usage")
     if carriers and not requests and anchor.role is Role.AGENT:
         flags.add("no_llm_span")
-    if any(facts.failed for facts in executed):
+    if troubled and any(facts.failed for facts in executed):
         flags.add("tool_error")
 
     model = voice.served_model or voice.model
@@ -203,13 +217,11 @@ def build_step(parts: StepParts) -> Built:
     agent_id = said.agent_id or agent.agent_id
     project_id = said.project_id or agent.project_id
 
-    times = intervals(members)
-    in_flight = is_open(members)
-    starts = [facts.start_ns for facts in members if facts.start_ns is not None]
-    start = min(starts, default=None)
-    end = max(end for _, end in times) if times and not in_flight else None
-    llm_start = min((facts.start_ns for facts in seen if facts.start_ns is not None), default=said.llm_start_ns)
     llm_times, tool_times = intervals(seen), intervals(executed)
+    times = [*intervals(carriers), *llm_times, *tool_times]
+    start = min([facts.start_ns for facts in members if facts.start_ns is not None], default=None)
+    end = max([end for _, end in times]) if times and not in_flight else None
+    llm_start = min([facts.start_ns for facts in seen if facts.start_ns is not None], default=said.llm_start_ns)
     first_token, ttft = _first_token(parts)
     if ttft is not None and ttft < 0:
         ttft, first_token = None, None
@@ -301,7 +313,7 @@ def _step_usage(parts: StepParts) -> TokenUsage:
     """The sums of the requests' usage; what the step span repeats counts only where no request says anything."""
     usages = [request_usage(request) for request in parts.requests]
     if parts.carriers and all(usage.prompt is None and usage.completion is None for usage in usages):
-        return parts.anchor.usage or TokenUsage()
+        return parts.anchor.usage or NO_USAGE
     if len(usages) == 1:
         return usages[0]
     return TokenUsage(
@@ -329,19 +341,19 @@ def _sum_parts(details: Iterable[tuple[tuple[str, int], ...]]) -> tuple[tuple[st
 
 
 def _details(parts: tuple[tuple[str, int], ...], **counts: int | None) -> str | None:
-    if not parts and all(count is None for count in counts.values()):
-        return None
-    return canonical_json({**{name: count for name, count in counts.items() if count is not None}, **dict(parts)})
+    found = {name: count for name, count in counts.items() if count is not None}
+    found.update(parts)
+    return canonical_json(found) if found else None
 
 
 def _first_token(parts: StepParts) -> tuple[int | None, int | None]:
     """When the first token of the step's first streaming answer came, and how long after its request."""
     for spans in parts.requests or (parts.carriers,):
-        token = next((facts.first_token_ns for facts in spans if facts.first_token_ns is not None), None)
-        if token is not None:
-            starts = [facts.llm_start_ns or facts.start_ns for facts in spans]
-            begun = min((start for start in starts if start is not None), default=None)
-            return token, token - begun if begun is not None else None
+        for facts in spans:
+            if facts.first_token_ns is not None:
+                starts = [span.llm_start_ns or span.start_ns for span in spans]
+                begun = min((start for start in starts if start is not None), default=None)
+                return facts.first_token_ns, facts.first_token_ns - begun if begun is not None else None
     return None, None
 
 
@@ -359,16 +371,25 @@ def _count_calls(calls: Iterable[Sequence[SpanFacts]]) -> int:
 
 def _annotated(parts: StepParts, spans: Sequence[SpanFacts]) -> tuple[str | None, str | None, str | None]:
     """feedback, tags (canonical JSON) and tid: what spans say, overruled by what people set last."""
-    feedback = next((facts.feedback for facts in spans if facts.feedback is not None), None)
-    tid = next((facts.transaction_id for facts in spans if facts.transaction_id is not None), None)
-    tags: Any = sorted({tag for facts in spans for tag in facts.tags})
-    for note in sorted(parts.annotations, key=lambda note: (note.set_at_ns or 0, note.span_id)):
-        if note.key == "feedback":
-            feedback = note.value
-        elif note.key == "tags":
-            tags = note.value
-        elif note.key == "tid":
-            tid = note.value
+    feedback: str | None = None
+    tid: str | None = None
+    said: set[str] = set()
+    for facts in spans:
+        if facts.feedback is not None and feedback is None:
+            feedback = facts.feedback
+        if facts.transaction_id is not None and tid is None:
+            tid = facts.transaction_id
+        if facts.tags:
+            said.update(facts.tags)
+    tags: Any = sorted(said)
+    if parts.annotations:
+        for note in sorted(parts.annotations, key=lambda note: (note.set_at_ns or 0, note.span_id)):
+            if note.key == "feedback":
+                feedback = note.value
+            elif note.key == "tags":
+                tags = note.value
+            elif note.key == "tid":
+                tid = note.value
     return feedback, canonical_json(list(tags)) if tags else None, tid
 
 
