@@ -39,6 +39,7 @@ class Derivation:
         self._explicit: dict[str, Step] = {}
         self._calls: dict[Node, Call] = {}  # by the tool span that stands for the call
         self._agent_entries: dict[Node, Timeline[Entry]] = {}
+        self._agent_calls: dict[Node, Timeline[Call]] = {}
         self._agent_steps: dict[Node, dict[Step, None]] = {}
         self._inner_steps: dict[Node, dict[Step, None]] = {}  # by the tool span below which their run began
         self._registered: set[Node] = set()
@@ -208,25 +209,41 @@ class Derivation:
         call = self._calls.get(head)
         if call is None:
             call = self._calls[head] = Call(head)
-        call.leave()
+        self._leave_scope(call)
         node.call = call
         call.spans[node.facts.span_id] = node
-        if head.facts.span_id in call.spans:
-            call.enter(self._scope(head.below.run))
+        self._enter_scope(call)
         self._doubtful_calls[call] = None
         if call.step is not None:
             self._doubtful_steps[call.step] = None
 
     def _withdraw_tool(self, node: Node) -> None:
         call: Call = node.call
-        call.leave()
+        self._leave_scope(call)
         node.call = None
         del call.spans[node.facts.span_id]
-        if call.head.facts.span_id in call.spans:
-            call.enter(self._scope(call.head.below.run))
+        self._enter_scope(call)
         self._doubtful_calls[call] = None
         if call.step is not None:
             self._doubtful_steps[call.step] = None
+
+    def _enter_scope(self, call: Call) -> None:
+        """Put a call among those of its scope and its agent, where its head is known as such."""
+        if call.head.facts.span_id not in call.spans:
+            return
+        call.enter(self._scope(call.head.below.run))
+        agent = call.agent = call.head.below.agent
+        if agent is not None:
+            calls = self._agent_calls.get(agent)
+            if calls is None:
+                calls = self._agent_calls[agent] = Timeline()
+            calls.add(call)
+
+    def _leave_scope(self, call: Call) -> None:
+        if call.scope is not None:
+            call.leave()
+            if call.agent is not None:
+                self._agent_calls[call.agent].remove(call)
 
     def _contribute_agent(self, node: Node) -> None:
         above, facts = node.context, node.facts
@@ -349,12 +366,15 @@ class Derivation:
 
     def _doubt_calls(self, entry: Entry) -> None:
         """The calls that may belong to an entry, or did until it came: asked for by it, or begun after it."""
-        scope = entry.scope
-        if not len(scope.calls):
-            return
-        after = (self._agent_entries[entry.agent] if entry.agent is not None else scope.entries).after(entry.order)
-        for call in scope.calls.begun_within(entry.order[0], after.order[0] if after is not None else UNKNOWN):
-            self._doubtful_calls[call] = None
+        scope, agent = entry.scope, entry.agent
+        entries = scope.entries if agent is None else self._agent_entries[agent]
+        after = entries.after(entry.order)
+        while after is not None and after.spans[0].context.tool is not None:  # a call passes over what is inside it
+            after = entries.after(after.order)
+        end = after.order[0] if after is not None else UNKNOWN
+        for calls in (scope.calls, self._agent_calls.get(agent) if agent is not None else None):
+            if calls is not None and len(calls):
+                self._doubtful_calls.update(dict.fromkeys(calls.begun_within(entry.order[0], end)))
         for call_id in entry.asked:
             for call in scope.calls_by_id.get(call_id, {}).values():
                 self._doubtful_calls[call] = None
@@ -393,7 +413,7 @@ class Derivation:
                 entry.step.pseudo = entry
                 entry.step.carriers[facts.span_id] = node
                 self._enter(entry)
-            elif not alone and entry is not None:
+            elif not alone and entry is not None and not entry.is_request:
                 self._dissolve(entry)
                 self._agents.pop(node, None)
 
@@ -589,7 +609,7 @@ class Derivation:
         if above.step is not None and above.step != step.key:
             return self._explicit_step_id(above.step)
         opener = anchor
-        while opener.facts.role not in _AGENTS or not opens_run(opener.facts, opener.context):
+        while opener.opened is None:
             if opener.context.tool is not None or opener.context.agent is None:
                 break
             opener = opener.context.agent
@@ -625,12 +645,12 @@ class Derivation:
         written: list[RunRow] = []
         deleted: list[str] = []
         todo = list(self._doubtful_runs)
+        self._doubtful_runs.clear()
         for run in todo:  # whether a run is there decides what those that it called give as their parent
             if run.has_row() != (run.row is not None):
                 for scope in run.scopes.values():
                     for called in scope.called.values():
-                        if called.run is not None and called.run not in self._doubtful_runs:
-                            self._doubtful_runs[called.run] = None
+                        if called.run is not None and called.run not in todo:
                             todo.append(called.run)
         for run in todo:
             row = self._run_row(run) if run.has_row() and run.id not in self._deleted_runs else None

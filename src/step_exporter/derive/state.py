@@ -29,13 +29,14 @@ class Entry:
 class Call:
     """A tool call: the span that stands for it, and those of the same call below it."""
 
-    __slots__ = ("end", "head", "order", "scope", "spans", "step")
+    __slots__ = ("agent", "end", "head", "order", "scope", "spans", "step")
 
     def __init__(self, head: Node) -> None:
         self.head = head
         self.order: Order = head.order
         self.end = head.end
         self.scope: Scope | None = None  # None while its head is not known as such
+        self.agent: Node | None = None  # the innermost agent above it then
         self.spans: dict[str, Node] = {}
         self.step: Step | None = None
 

@@ -1,0 +1,142 @@
+"""From a span as it arrived to what it means: ``read(raw) -> SpanFacts``.
+
+One module per vocabulary, each with ``MARKERS`` (attributes that tell it is spoken), ``role(raw)`` and
+``fill(raw, draft)``. A span may speak several. They are asked in the order of ``_present``: the first
+that knows the span's role decides it, and each fills only what those before it left unknown. So every
+field has one value, by that priority; nothing is summed. What people set with the package's own attributes
+(``native``) beats every vocabulary, except that it decides a role only where none does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from step_exporter.conventions import (
+    content,
+    failures,
+    frameworks,
+    genai,
+    langsmith,
+    letta,
+    litellm,
+    logfire,
+    messages,
+    mlflow,
+    native,
+    openinference,
+    openllmetry,
+    vercel,
+)
+from step_exporter.conventions._draft import Draft, freeze, plain
+from step_exporter.conventions.content import Contents
+from step_exporter.facts import RawSpan, Role, SpanFacts
+
+__all__ = ["read"]
+
+_BESIDES_GENAI = frozenset[str]().union(
+    native.MARKERS,
+    langsmith.MARKERS,
+    vercel.MARKERS,
+    litellm.MARKERS,
+    mlflow.MARKERS,
+    openinference.MARKERS,
+    openllmetry.MARKERS,
+    logfire.MARKERS,
+    letta.MARKERS,
+)
+_GENAI_ONLY = (genai,)
+_SCOPES = frozenset({litellm.SCOPE, logfire.SCOPE, frameworks.ADK})
+
+
+def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
+    """What a span means. Pure, total (never raises, whatever the attributes hold), one span at a time.
+
+    Args:
+        raw: The span as it arrived.
+        contents: Its content values taken apart, where that was done already; messages are read from them.
+    """
+    attributes = raw.attributes
+    found: Sequence[ModuleType] = ()
+    native_too = False
+    if raw.scope.name in _SCOPES or _named(raw.name) or not _BESIDES_GENAI.isdisjoint(attributes):
+        found = _present(raw)
+        native_too = not native.MARKERS.isdisjoint(attributes)
+    elif not genai.MARKERS.isdisjoint(attributes):
+        found = _GENAI_ONLY  # most spans, and _present costs 1 µs
+    elif raw.status_code != "error":
+        return plain(raw)
+    draft = Draft()
+    for vocabulary in found:
+        role: Role | None = vocabulary.role(raw)
+        if role is not None:
+            draft.role = role
+            draft.convention = vocabulary.__name__.rpartition(".")[2]
+            break
+    else:
+        if native_too and "step.id" in attributes:
+            # nothing else, so the step itself: baggage copies the id onto the spans below, LLM spans too
+            draft.role, draft.convention = Role.STEP, "native"
+    if native_too:
+        native.fill(raw, draft)
+    for vocabulary in found:
+        vocabulary.fill(raw, draft)
+    if found or draft.role:
+        native.fill_from_resource(raw, draft)
+        if draft.role is Role.LLM or draft.role is Role.AGENT:
+            _fill_messages(raw, contents, draft)
+    failures.fill(raw, draft)
+    return freeze(raw, draft)
+
+
+def _named(name: str) -> bool:
+    return name == letta.NAME or name.startswith("haystack.")
+
+
+def _present(raw: RawSpan) -> list[ModuleType]:
+    """The vocabularies that a span speaks, by priority."""
+    attributes = raw.attributes
+    if "logfire.span_type" in attributes and logfire.is_pending(raw):
+        return [logfire]  # a marker carries the attributes of the span that has begun, and is not that span
+    found: list[ModuleType] = []
+    add = found.append
+    if "langsmith.span.kind" in attributes:
+        add(langsmith)
+    if "ai.operationId" in attributes:
+        add(vercel)
+    if "litellm.call_id" in attributes or raw.scope.name == litellm.SCOPE:
+        add(litellm)
+        if litellm.role(raw) is None:  # the caller's span: what it says of itself beats what litellm wrote onto it
+            if "openinference.span.kind" in attributes:
+                add(openinference)
+            if "traceloop.span.kind" in attributes:
+                add(openllmetry)
+    if not genai.MARKERS.isdisjoint(attributes):
+        add(genai)
+    if "mlflow.spanType" in attributes:
+        add(mlflow)
+    if not any(v is openinference for v in found) and not openinference.MARKERS.isdisjoint(attributes):
+        add(openinference)
+    if not any(v is openllmetry for v in found) and not openllmetry.MARKERS.isdisjoint(attributes):
+        add(openllmetry)
+    if "logfire.msg_template" in attributes or "logfire.span_type" in attributes or raw.scope.name == logfire.SCOPE:
+        add(logfire)
+    if frameworks.known(raw):
+        add(frameworks)
+    if raw.name == letta.NAME or "llm_config.model" in attributes:
+        add(letta)
+    return found
+
+
+def _fill_messages(raw: RawSpan, contents: Contents | None, draft: Draft) -> None:
+    if contents is None:
+        contents = content.take_apart(raw)
+    draft.input_messages, draft.output_messages = messages.read_messages(raw, contents)
+    if draft.role is Role.LLM and not draft.asked_call_ids:
+        draft.asked_call_ids = tuple(
+            call.id
+            for message in draft.output_messages
+            for call in message.tool_calls
+            # OpenLLMetry gives the item's id of a Responses API call (fc_…), which no tool ever carries
+            if call.id and not call.id.startswith("fc_")
+        )

@@ -1,0 +1,618 @@
+"""Content values: the prompts, replies, tool arguments and tool results that a span carries.
+
+``take_apart`` turns each content value of a span into elements that are stored once per trace;
+``put_together`` gives back the very attributes. Elements are chained by hash, so that a prompt which
+repeats the conversation so far repeats its hashes: twenty calls of one loop store each message once.
+
+How elements make up a value is its ``form``:
+
+================================  =====================================================================
+``("text",)``                     the text is the one element
+``("json", open, sep, close)``    JSON text with an array of messages in it, an element per item: *open*,
+                                  the items joined by *sep*, *close*. *open* and *close* are ``=text``, or
+                                  ``#hash`` of an element of its own where they are long (a list of tools
+                                  that every call repeats)
+``("list",)``                     a sequence, an element per item, each as JSON
+``("value",)``                    any other value as JSON
+``("indexed", indices)``          flattened attributes such as ``llm.input_messages.0.message.role``: an
+                                  element per index, a JSON object of the rest of each key
+================================  =====================================================================
+
+The elements of a value are its chain, each the parent of the next, then those that the form names by
+hash, which have no parent (``side_hashes``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple, cast
+
+from step_exporter.facts import AttributeValue, Content, ContentValue, Event, RawSpan
+
+MESSAGE_KEYS = frozenset(
+    {
+        # OpenTelemetry GenAI; gen_ai.prompt and gen_ai.completion are also LangSmith's, openlit's, Spring AI's
+        "gen_ai.input.messages",
+        "gen_ai.output.messages",
+        "gen_ai.system_instructions",
+        "gen_ai.prompt",
+        "gen_ai.completion",
+        "gen_ai.event.content",
+        "gen_ai.agent.invocation_input",
+        "gen_ai.agent.invocation_output",
+        # OpenInference
+        "input.value",
+        "output.value",
+        # OpenLLMetry
+        "traceloop.entity.input",
+        "traceloop.entity.output",
+        "gen_ai.task.input",
+        "gen_ai.task.output",
+        # Vercel AI SDK
+        "ai.prompt",
+        "ai.prompt.messages",
+        # MLflow
+        "mlflow.spanInputs",
+        "mlflow.spanOutputs",
+        "mlflow.chat.messages",
+        # pydantic-ai and Logfire
+        "all_messages_events",
+        "pydantic_ai.all_messages",
+        "events",
+        "request_data",
+        "response_data",
+        # Google ADK
+        "gcp.vertex.agent.llm_request",
+        "gcp.vertex.agent.llm_response",
+        "gcp.vertex.agent.data",
+        # Langfuse, LangWatch, AgentOps
+        "langfuse.observation.input",
+        "langfuse.observation.output",
+        "langfuse.trace.input",
+        "langfuse.trace.output",
+        "langwatch.input",
+        "langwatch.output",
+        "agentops.entity.input",
+        "agentops.entity.output",
+    }
+)
+"""Attributes whose value may hold many messages: taken apart into one element per message."""
+
+VALUE_KEYS = frozenset(
+    {
+        # OpenTelemetry GenAI
+        "gen_ai.tool.call.arguments",
+        "gen_ai.tool.call.result",
+        "gen_ai.tool.arguments",
+        "gen_ai.tool.definitions",
+        "gen_ai.retrieval.query.text",
+        "gen_ai.retrieval.documents",
+        "gen_ai.evaluation.explanation",
+        # OpenInference
+        "llm.invocation_parameters",
+        "llm.function_call",
+        "llm.prompt_template.template",
+        "llm.prompt_template.variables",
+        "tool.parameters",
+        "tool.json_schema",
+        "reranker.query",
+        # OpenLLMetry
+        "traceloop.prompt.template",
+        "traceloop.prompt.template_variables",
+        "mcp.request.argument",
+        "mcp.response.value",
+        # Vercel AI SDK; ai.result.* until version 4
+        "ai.prompt.tools",
+        "ai.response.text",
+        "ai.response.object",
+        "ai.response.toolCalls",
+        "ai.response.reasoning",
+        "ai.response.files",
+        "ai.result.text",
+        "ai.result.object",
+        "ai.result.toolCalls",
+        "ai.toolCall.args",
+        "ai.toolCall.result",
+        "ai.schema",
+        "ai.value",
+        "ai.values",
+        "ai.embedding",
+        "ai.embeddings",
+        # MLflow
+        "mlflow.chat.tools",
+        "mlflow.chunk.value",
+        "tools",
+        # pydantic-ai and Logfire
+        "tool_arguments",
+        "tool_response",
+        "final_result",
+        "model_request_parameters",
+        # Google ADK
+        "gcp.vertex.agent.tool_call_args",
+        "gcp.vertex.agent.tool_response",
+        # CrewAI, smolagents, Strands
+        "crew_inputs",
+        "crew_tasks",
+        "crew_agents",
+        "crewai.agent.goal",
+        "crewai.agent.backstory",
+        "crewai.task.description",
+        "crewai.task.expected_output",
+        "crewai.crew.result",
+        "crewai.crew.tasks_output",
+        "smolagents.task",
+        "gen_ai.tool.json_schema",
+        "system_prompt",
+        # Haystack, Spring AI
+        "haystack.component.input",
+        "haystack.component.output",
+        "haystack.pipeline.input_data",
+        "haystack.pipeline.output_data",
+        "haystack.agent.input",
+        "haystack.agent.output",
+        "spring.ai.tool.call.arguments",
+        "spring.ai.tool.call.result",
+        "spring.ai.tool.definition.schema",
+        "spring.ai.tool.definition.description",
+        "db.vector.query.content",
+        "db.vector.query.response.documents",
+    }
+)
+"""Attributes whose value is one thing: an argument, a result, a definition."""
+
+FAMILIES = (
+    "llm.input_messages.",
+    "llm.output_messages.",
+    "llm.prompts.",
+    "llm.completions.",
+    "llm.choices.",
+    "llm.tools.",
+    "llm.request.functions.",
+    "gen_ai.prompt.",
+    "gen_ai.completion.",
+    "retrieval.documents.",
+    "reranker.input_documents.",
+    "reranker.output_documents.",
+    "input.documents.",
+    "output.documents.",
+    "input.images.",
+    "output.images.",
+    "embedding.embeddings.",
+)
+"""Prefixes of flattened attributes (OpenInference, OpenLLMetry): an index and perhaps a rest follow."""
+
+EVENT_KEYS = frozenset({"content", "message", "tool_calls", "tool.result"})
+"""Attributes that are content on ``gen_ai.*`` events (GenAI before 1.37, Strands); elsewhere they are words."""
+
+SENSITIVE_KEYS = frozenset(
+    {
+        "exception.message",
+        "exception.stacktrace",
+        "error.message",
+        "error.stack_trace",
+        "logfire.msg",
+        "gen_ai.agent.description",
+        "gen_ai.tool.description",
+        "tool.description",
+    }
+)
+"""No content, but text that may quote it: ``strip`` removes it too."""
+
+CONTENT_KEYS = MESSAGE_KEYS | VALUE_KEYS
+
+_RAW_FIELDS = (
+    "messages|message|choices|choice|tools|functions|input|output|prompt|system|instructions|contents|content|candidates"
+    "|extra_body|text|response"
+)
+_RAW_REQUEST = re.compile(rf"llm\.(?!token_count|cost|usage|request|response)[^.]+\.(?:{_RAW_FIELDS})")
+"""litellm writes every field of the provider's request and response as ``llm.<provider>.<field>``."""
+
+_RAW_ENDS = tuple(_RAW_FIELDS.split("|"))
+_FAMILY_PARTS = ("llm.", ".prompt.", ".completion.", "documents.", "embed", "images.")
+"""One of these is in the names of a span that has a flattened family: a quick test before the keys are looked at."""
+_FLATTENED = (
+    "llm.",
+    "gen_ai.prompt.",
+    "gen_ai.completion.",
+    "retrieval.",
+    "reranker.",
+    "embedding.",
+    "input.",
+    "output.",
+)
+
+_EDGE = 64
+"""The longest text around an array of messages that stays in the form; a hash has 32 characters."""
+_MAX_ITEMS = 10_000
+"""An array longer than this is data rather than a conversation, and stays one element."""
+_MAX_DEPTH = 100
+"""A value nested more deeply stays a plain attribute. Far from the recursion limit, so the caller's depth does not
+matter."""
+_MEMO_MIN = 1024
+"""Shorter texts are parsed faster than they are looked up."""
+_MESSAGE_ARRAY = re.compile(r'"(?:messages|input|inputs|contents|history)"\s*:\s*(\[\s*\[?)\s*')
+"""A key outside of any string: inside one, the closing quote would have a backslash before it."""
+_ARRAY = re.compile(r"\s*\[\s*\[?\s*")
+_SEPARATOR = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
+_CLOSED = re.compile(r"[ \t\r\n]*\]")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+_decoder = json.JSONDecoder(strict=False)
+
+_ESCAPED = "\ue0ff"
+"""Begins a body that is escaped: a private-use character, which text hardly ever begins with."""
+_UNSAFE = re.compile("[\\\\\0\ud800-\udfff]")
+"""What is escaped in it: NUL and lone surrogates, which databases refuse, and the backslash."""
+_ESCAPE = re.compile(r"\\([0-9a-f]{4})")
+
+
+class Contents(NamedTuple):
+    """The content values of one span."""
+
+    attributes: Mapping[str, ContentValue] = {}
+    """By attribute key, or by the prefix of a family of flattened ones (with its dot)."""
+    consumed: frozenset[str] = frozenset()
+    """The attributes that ``attributes`` stands for."""
+    events: tuple[Mapping[str, ContentValue], ...] = ()
+    """For each event its content values by attribute key; empty if no event has any."""
+
+
+_NONE = Contents()
+
+
+class ContentMemo:
+    """Remembers the last long conversations of a trace, so that a prompt which repeats and continues one is
+    read from where it goes on. It changes no result. Not thread-safe; bounded in texts and characters."""
+
+    def __init__(self, max_texts: int = 8, max_chars: int = 4_000_000) -> None:
+        self._max_texts = max_texts
+        self._max_chars = max_chars
+        self._heads: list[_Head] = []
+
+    def find(self, text: str) -> _Head | None:
+        """The longest remembered head that the text begins with."""
+        found = [head for head in self._heads if text.startswith(head.text)]
+        return max(found, key=lambda head: len(head.text)) if found else None
+
+    def add(self, head: _Head, continues: _Head | None) -> None:
+        """Remember a head in place of the one that it continues."""
+        self._heads = [known for known in self._heads if known is not continues and known.text != head.text]
+        self._heads.append(head)
+        while len(self._heads) > self._max_texts or sum(len(h.text) for h in self._heads) > self._max_chars:
+            del self._heads[0]
+
+
+class _Head(NamedTuple):
+    """A JSON array of messages up to its last item."""
+
+    text: str
+    start: int
+    """Where the first item begins."""
+    separator: str | None
+    elements: tuple[Content, ...]
+
+
+def is_content(key: str) -> bool:
+    """Whether the attribute holds content."""
+    return key in CONTENT_KEYS or key.startswith(FAMILIES) or _RAW_REQUEST.fullmatch(key) is not None
+
+
+def strip(raw: RawSpan) -> RawSpan:
+    """The span without any content: names, ids, counts and error types stay, prompts, replies, tool arguments,
+    results, error messages and tracebacks go."""
+    return raw._replace(
+        attributes=_stripped(raw.attributes),
+        events=tuple(
+            event._replace(attributes=_stripped(event.attributes, _event_keys(event))) for event in raw.events
+        ),
+        links=tuple(link._replace(attributes=_stripped(link.attributes)) for link in raw.links),
+        status_message=None,
+    )
+
+
+def take_apart(raw: RawSpan, memo: ContentMemo | None = None) -> Contents:
+    """The content values of a span, taken apart into elements. A value that cannot be written (a type that no
+    attribute has, nesting beyond 100 levels) is left where it is."""
+    attributes = raw.attributes
+    values: dict[str, ContentValue] = {}
+    consumed: set[str] = set()
+    for key in sorted(CONTENT_KEYS.intersection(attributes)):  # sorted: the same in every process
+        _take(values, key, attributes[key], memo)
+    consumed.update(values)
+    names = "\n".join(attributes)  # one text to look in is five times faster than twelve
+    if any(part in names for part in _FAMILY_PARTS):
+        flattened = [key for key in attributes if key.startswith(_FLATTENED)]
+        for key in flattened:
+            if key.endswith(_RAW_ENDS) and _RAW_REQUEST.fullmatch(key):
+                _take(values, key, attributes[key], memo)
+        consumed.update(values)
+        _take_families(attributes, flattened, values, consumed)
+    events: tuple[Mapping[str, ContentValue], ...] = ()
+    if raw.events:
+        events = tuple(_take_event(event, memo) for event in raw.events)
+        if not any(events):
+            events = ()
+    if not values and not events:
+        return _NONE
+    return Contents(values, frozenset(consumed), events)
+
+
+def put_together(key: str, value: ContentValue) -> dict[str, AttributeValue]:
+    """The attributes that a content value was taken from; more than one for a family of flattened ones."""
+    form, elements = value
+    kind = form[0]
+    if kind == "text":
+        return {key: element_text(elements[0])}
+    if kind == "json":
+        opening, closing = edges(value)
+        return {key: opening + form[2].join(element_text(item) for item in chain(value)) + closing}
+    if kind == "list":
+        return {key: tuple(element_value(item) for item in elements)}
+    if kind == "indexed":
+        return {
+            f"{key}{index}.{rest}" if rest else f"{key}{index}": item
+            for index, element in zip(_indices(form[1]), elements, strict=True)
+            for rest, item in element_value(element).items()
+        }
+    return {key: element_value(elements[0])}
+
+
+def side_hashes(form: tuple[str, ...]) -> tuple[str, ...]:
+    """The hashes that a form names: of the elements which come after the chain, in this order."""
+    if form[0] != "json" or (form[1][0] == "=" and form[3][0] == "="):
+        return ()
+    return tuple(dict.fromkeys(edge[1:] for edge in (form[1], form[3]) if edge[0] == "#"))
+
+
+def chain(value: ContentValue) -> tuple[Content, ...]:
+    """The elements of a value in order, without those that the form names by hash. The last one's hash and the
+    form are all that a span has to keep."""
+    sides = len(side_hashes(value.form))
+    return value.elements[:-sides] if sides else value.elements
+
+
+def edges(value: ContentValue) -> tuple[str, str]:
+    """What stands before and after the array of messages in JSON text; empty for other forms."""
+    if value.form[0] != "json":
+        return "", ""
+    sides = {side.hash: side for side in value.elements[-2:]}
+    opening, closing = (
+        element_text(sides[edge[1:]]) if edge.startswith("#") else edge[1:] for edge in (value.form[1], value.form[3])
+    )
+    return opening, closing
+
+
+def element_text(element: Content) -> str:
+    """The text of an element as it was emitted: a body has NUL and lone surrogates escaped."""
+    body = element.body
+    return _ESCAPE.sub(lambda m: chr(int(m[1], 16)), body[1:]) if body.startswith(_ESCAPED) else body
+
+
+def element_value(element: Content) -> AttributeValue:
+    """The value of an element of the forms ``list``, ``value`` and ``indexed``."""
+    return _from_json(json.loads(element_text(element)))
+
+
+def _stripped(
+    attributes: Mapping[str, AttributeValue], also: frozenset[str] = frozenset()
+) -> dict[str, AttributeValue]:
+    return {
+        key: value
+        for key, value in attributes.items()
+        if not is_content(key) and key not in SENSITIVE_KEYS and key not in also
+    }
+
+
+def _event_keys(event: Event) -> frozenset[str]:
+    return EVENT_KEYS if event.name.startswith("gen_ai.") else frozenset()
+
+
+def _take_event(event: Event, memo: ContentMemo | None) -> dict[str, ContentValue]:
+    values: dict[str, ContentValue] = {}
+    attributes = event.attributes
+    keys = CONTENT_KEYS.intersection(attributes) | _event_keys(event).intersection(attributes)
+    for key in sorted(keys):
+        _take(values, key, attributes[key], memo)
+    return values
+
+
+def _take(values: dict[str, ContentValue], key: str, value: AttributeValue, memo: ContentMemo | None) -> None:
+    split = key in MESSAGE_KEYS or key in EVENT_KEYS
+    if isinstance(value, str):
+        values[key] = (_split_text(value, memo) if split else None) or ContentValue(("text",), _chained([value]))
+        return
+    try:
+        if split and value and _is_sequence(value) and all(isinstance(item, (str, Mapping)) for item in value):
+            values[key] = ContentValue(("list",), _chained(_json(item) for item in value))
+        else:
+            values[key] = ContentValue(("value",), _chained([_json(value)]))
+    except (TypeError, ValueError):
+        return
+
+
+def _take_families(
+    attributes: Mapping[str, AttributeValue], candidates: list[str], values: dict[str, ContentValue], consumed: set[str]
+) -> None:
+    families: dict[str, dict[int, dict[str, AttributeValue]]] = {}
+    keys: dict[str, list[str]] = {}
+    for key in candidates:
+        if not key.startswith(FAMILIES):
+            continue
+        prefix = next(prefix for prefix in FAMILIES if key.startswith(prefix))
+        digits, dot, rest = key[len(prefix) :].partition(".")
+        # a dot without a rest would not come back
+        if _INDEX.fullmatch(digits) and bool(dot) == bool(rest) and prefix not in attributes:
+            families.setdefault(prefix, {}).setdefault(int(digits), {})[rest] = attributes[key]
+            keys.setdefault(prefix, []).append(key)
+    for prefix, items in families.items():
+        indices = sorted(items)
+        try:
+            elements = _chained(_json(items[index]) for index in indices)
+        except (TypeError, ValueError):
+            continue
+        values[prefix] = ContentValue(("indexed", _ranges(indices)), elements)
+        consumed.update(keys[prefix])
+
+
+def _split_text(text: str, memo: ContentMemo | None) -> ContentValue | None:
+    """JSON text with an array of messages in it; None if there is none."""
+    memo = memo if len(text) >= _MEMO_MIN else None
+    known = memo.find(text) if memo is not None else None
+    if known is not None:
+        start, separator, elements, end = known.start, known.separator, list(known.elements), len(known.text)
+    else:
+        start = end = _array_start(text)
+        separator, elements = None, list[Content]()
+        if not start:
+            return None
+    added: list[str] = []
+    cut = False
+    while len(elements) + len(added) <= _MAX_ITEMS:
+        begin = end
+        if elements or added:
+            if separator is None:
+                found = _SEPARATOR.match(text, end)
+                separator = found[0] if found else None
+            if separator is None or not text.startswith(separator, end):
+                break
+            begin += len(separator)
+        if text[begin : begin + 1] not in ("{", '"'):
+            break
+        try:
+            after = _decoder.raw_decode(text, begin)[1]
+        except (ValueError, RecursionError):
+            cut = True  # cut off by a length limit, or no JSON: what was read stands, the rest closes
+            break
+        added.append(text[begin:after])
+        end = after
+    elements.extend(_chained(added, elements[-1].hash if elements else None))
+    if not elements or not (cut or _CLOSED.match(text, end)):
+        return None
+    if len(elements) == 1:
+        separator = None  # what follows the one item may be cut off, and is no part of the head
+    if memo is not None:
+        memo.add(_Head(text[:end], start, separator, tuple(elements)), known)
+    opening, closing = _edge(text[:start]), _edge(text[end:])
+    sides = {edge.hash: edge for edge in (opening, closing) if isinstance(edge, Content)}
+    form = ("json", _edge_name(opening), separator or "", _edge_name(closing))
+    return ContentValue(form, (*elements, *sides.values()))
+
+
+def _array_start(text: str) -> int:
+    """Where the first item of the array of messages begins, 0 if there is none: the text is the array, or an
+    object with it at most three objects deep."""
+    if found := _ARRAY.match(text):
+        return found.end()
+    if not text.lstrip(" \t\r\n").startswith("{"):
+        return 0
+    for tries, found in enumerate(_MESSAGE_ARRAY.finditer(text)):
+        for depth in (1, 2, 3):
+            try:
+                json.loads(text[: found.end()] + "]" * found[1].count("[") + "}" * depth, strict=False)
+            except (ValueError, RecursionError):
+                continue
+            return found.end()
+        if tries == 4:  # keys of the same name deep in the definitions of tools
+            break
+    return 0
+
+
+def _edge(text: str) -> str | Content:
+    return text if len(text) <= _EDGE and _safe(text) == text else _chained([text])[0]
+
+
+def _edge_name(edge: str | Content) -> str:
+    return "#" + edge.hash if isinstance(edge, Content) else "=" + edge
+
+
+def _chained(bodies: Any, parent: str | None = None) -> tuple[Content, ...]:
+    elements: list[Content] = []
+    for text in cast("Sequence[str]", bodies):
+        body = _safe(text)
+        digest = sha256(f"{parent or ''}\n{body}".encode()).hexdigest()[:32]
+        elements.append(Content(digest, parent, body))
+        parent = digest
+    return tuple(elements)
+
+
+def _safe(text: str) -> str:
+    """The text, escaped if a database would refuse it."""
+    if "\0" not in text and not text.startswith(_ESCAPED):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
+    return _ESCAPED + _UNSAFE.sub(lambda m: f"\\{ord(m[0]):04x}", text)
+
+
+def _is_sequence(value: AttributeValue) -> bool:
+    return isinstance(value, (tuple, list))
+
+
+def _json(value: AttributeValue) -> str:
+    plain = _to_json(value, _MAX_DEPTH)
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def _to_json(value: AttributeValue, depth: int) -> Any:
+    """What JSON lacks is an object with one key that begins with a dollar."""
+    if not depth:
+        raise ValueError("nested too deeply")
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= 10_000 else {"$int": hex(value)}  # Python parses 4,300 digits at most
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    if isinstance(value, bytes):
+        return {"$bytes": b64encode(value).decode()}
+    if _is_sequence(value):
+        return [_to_json(item, depth - 1) for item in value]
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        plain = all(isinstance(key, str) for key in mapping)
+        if plain and not (len(mapping) == 1 and next(iter(mapping)).startswith("$")):
+            return {key: _to_json(item, depth - 1) for key, item in mapping.items()}
+        return {"$map": [[_to_json(key, depth - 1), _to_json(item, depth - 1)] for key, item in mapping.items()]}
+    raise TypeError(type(value).__name__)
+
+
+def _from_json(value: Any) -> AttributeValue:
+    if isinstance(value, list):
+        return tuple(_from_json(item) for item in cast("list[Any]", value))
+    if not isinstance(value, dict):
+        return value
+    mapping = cast("dict[str, Any]", value)
+    if len(mapping) == 1:
+        ((key, item),) = mapping.items()
+        if key == "$int":
+            return int(item, 16)
+        if key == "$float":
+            return float(item)
+        if key == "$bytes":
+            return b64decode(item)
+        if key == "$map":
+            return {_from_json(k): _from_json(v) for k, v in item}
+    return {key: _from_json(item) for key, item in mapping.items()}
+
+
+def _ranges(indices: list[int]) -> str:
+    """``0-3,5`` for 0, 1, 2, 3 and 5."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _indices(ranges: str) -> list[int]:
+    bounds = [run.partition("-") for run in ranges.split(",")]
+    return [index for first, _, last in bounds for index in range(int(first), int(last or first) + 1)]

@@ -1,0 +1,583 @@
+"""Content elements -> messages: the prompt and the answer of an LLM or agent span, in one form.
+
+Emitters write the same conversation in a dozen shapes: GenAI parts, OpenAI chat messages and Responses
+items, Anthropic, Bedrock and Gemini blocks, LangChain dumps, OpenInference's flattened attributes. They are
+read by shape, not by emitter, because one vocabulary carries the shapes of many providers.
+
+A reply and its echo in the next prompt must come out equal in role, text and the names and arguments of its
+tool calls. So ids, speakers and finish reasons are no part of these, reasoning is left out (it is mostly in
+one of the two only), arguments are canonical JSON, and the pieces of one reply are one message.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from step_exporter.conventions.content import Contents, chain, edges, element_text
+from step_exporter.facts import Content, ContentValue, Message, RawSpan, ToolCall
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "aimessagechunk": "assistant",
+    "model": "assistant",
+    "tool-call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "tool-response": "tool",
+}
+
+_INPUT_KEYS = (
+    "llm.input_messages.",
+    "gen_ai.prompt.",
+    "llm.prompts.",
+    "ai.prompt.messages",
+    "ai.prompt",
+    "mlflow.spanInputs",
+    "gen_ai.prompt",
+    "gcp.vertex.agent.llm_request",
+    "request_data",
+    "langfuse.observation.input",
+    "langwatch.input",
+    "input.value",
+    "traceloop.entity.input",
+    "gen_ai.task.input",
+    "smolagents.task",
+)
+"""Where a prompt is read from, best first, when there are neither GenAI messages nor GenAI events."""
+_OUTPUT_KEYS = (
+    "llm.output_messages.",
+    "gen_ai.completion.",
+    "llm.completions.",
+    "mlflow.spanOutputs",
+    "gen_ai.completion",
+    "gcp.vertex.agent.llm_response",
+    "response_data",
+    "langfuse.observation.output",
+    "langwatch.output",
+    "output.value",
+    "traceloop.entity.output",
+    "gen_ai.task.output",
+    "final_result",
+)
+_CONVERSATION_KEYS = ("pydantic_ai.all_messages", "all_messages_events", "events", "mlflow.chat.messages")
+"""Prompt and answer in one list; what the assistant says at its end is the answer."""
+_RAW_INPUT = re.compile(r"llm\.[^.]+\.(?:messages|contents|input|prompt)")
+_RAW_OUTPUT = re.compile(r"llm\.[^.]+\.(?:choices|candidates|output|content)")
+
+_INPUT_FIELDS = ("messages", "contents", "input", "prompt", "inputs", "task", "question", "query")
+"""Fields of a request that hold its messages."""
+_OUTPUT_FIELDS = (
+    "choices",
+    "generations",
+    "candidates",
+    "message",
+    "messages",
+    "output",
+    "outputs",
+    "update",
+    "content",
+    "text",
+    "raw",
+)
+_SYSTEM_FIELDS = ("system", "instructions", "system_instruction", "systemInstruction")
+_SYSTEM_FIELD = re.compile(f'"(?:{"|".join(_SYSTEM_FIELDS)})"')
+_LAST_FIELD = re.compile(r'"(\w+)"\s*:[\s\[]*$')
+
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "error-text"})
+_REASONING_PARTS = frozenset(
+    {"reasoning", "thinking", "redacted_thinking", "redacted-reasoning", "reasoning_content", "reasoningContent"}
+)
+_CALL_PARTS = frozenset({"tool_call", "tool_use", "tool-call", "function_call", "custom_tool_call"})
+_RESULT_PARTS = frozenset(
+    {"tool_call_response", "tool_result", "tool-result", "function_call_output", "custom_tool_call_output"}
+)
+_CALL_WRAPPERS = ("tool_call", "toolUse", "functionCall", "function_call")
+_RESULT_WRAPPERS = ("toolResult", "functionResponse", "function_response")
+_ID_FIELDS = frozenset({"id", "call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId"})
+_SMOLAGENTS_CALLS = "Calling tools:\n["
+_SMOLAGENTS_CODE = "python_interpreter"
+"""The call that smolagents makes of a reply that was code: the model did not ask for it."""
+_REPR = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+"""What an emitter writes that cannot see into a stream."""
+
+_MAX_DEPTH = 12
+"""How deeply messages lie in wrappers; LangChain's ``generations`` are at depth 5."""
+_MAX_REPR = 1_000_000
+_CACHED_CHARS = 8_000_000
+
+_Object = Mapping[str, Any]
+
+_cache: dict[tuple[str, str, str], tuple[Message, ...]] = {}
+_cached_chars = 0
+
+
+def read_messages(raw: RawSpan, contents: Contents) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """The messages that went to the model, system messages first, and those that came back; empty where the span
+    carries none. Total: a value that cannot be read gives no message."""
+    if not contents.attributes and not contents.events:
+        return (), ()
+    prompt = _first(contents, ("gen_ai.input.messages",), "user")
+    answer = _first(contents, ("gen_ai.output.messages",), "assistant")
+    if not prompt or not answer:
+        events = _event_messages(raw, contents) or _first(contents, _CONVERSATION_KEYS, "user")
+        conversation = _merged(events)
+        said = len(conversation) - len(_answer(conversation))
+        prompt = prompt or conversation[:said] or _first(contents, _INPUT_KEYS, "user", _RAW_INPUT)
+        answer = answer or conversation[said:] or _vercel_answer(contents)
+        answer = answer or _first(contents, _OUTPUT_KEYS, "assistant", _RAW_OUTPUT)
+    if "gen_ai.completion." in contents.attributes and not any(message.tool_calls for message in answer):
+        # litellm writes the text of a reply to gen_ai.output.messages and its calls here
+        answer += [m for m in _first(contents, ("gen_ai.completion.",), "assistant") if m.tool_calls]
+    if not any(message.role == "system" for message in prompt):
+        prompt = _system(contents) + prompt
+    prompt = _merged(prompt)
+    return _named(prompt, ()), _named(_answer(_merged(answer)), prompt)
+
+
+def _first(
+    contents: Contents, keys: tuple[str, ...], role: str, pattern: re.Pattern[str] | None = None
+) -> list[Message]:
+    """The messages of the first key that has any; then of the first that the pattern names."""
+    for key in keys:
+        for values in (contents.attributes, *contents.events):
+            if value := values.get(key):
+                messages = _read_value(value, role)
+                if any(_says(message) for message in messages):
+                    return messages
+    if pattern:
+        for key, value in sorted(contents.attributes.items()):
+            # litellm's reprs: a text that cannot be read is no message
+            if pattern.fullmatch(key) and isinstance(_whole(value), (list, dict)):
+                return _read_value(value, role)
+    return []
+
+
+def _says(message: Message) -> bool:
+    """Whether more than its role was recorded."""
+    return bool(message.text or message.tool_calls or message.tool_call_id)
+
+
+def _system(contents: Contents) -> list[Message]:
+    for values in (contents.attributes, *contents.events):
+        if value := values.get("gen_ai.system_instructions"):
+            messages = _messages(_whole(value), "system")
+            text = "".join(message.text for message in messages)
+            return [Message("system", text, content_hash=chain(value)[-1].hash)] if text else []
+    return []
+
+
+def _vercel_answer(contents: Contents) -> list[Message]:
+    attributes = contents.attributes
+    text = next((attributes[key] for key in _VERCEL_TEXTS if key in attributes), None)
+    calls = next((attributes[key] for key in _VERCEL_CALLS if key in attributes), None)
+    messages = [
+        *(_message({"content": element_text(text.elements[0])}, "assistant") if text else ()),
+        *(_message({"tool_calls": _decode(element_text(calls.elements[0]))}, "assistant") if calls else ()),
+    ]
+    source = text or calls
+    return [m._replace(content_hash=source.elements[0].hash) for m in _merged(messages)] if source else []
+
+
+_VERCEL_TEXTS = ("ai.response.text", "ai.response.object", "ai.result.text", "ai.result.object")
+_VERCEL_CALLS = ("ai.response.toolCalls", "ai.result.toolCalls")
+
+
+def _event_messages(raw: RawSpan, contents: Contents) -> list[Message]:
+    """GenAI's events before 1.37: ``gen_ai.user.message``, …, ``gen_ai.choice``. Strands writes JSON text of Bedrock
+    blocks, Azure's libraries the whole message in ``gen_ai.event.content``."""
+    found: list[Message] = []
+    for event, values in zip(raw.events, contents.events, strict=False):
+        head, _, kind = event.name.removesuffix(".message").partition(".")
+        role = "assistant" if kind == "choice" else _ROLES.get(kind, "")
+        if head != "gen_ai" or not role or not values:
+            continue
+        key = next((key for key in ("content", "message", "gen_ai.event.content") if key in values), None)
+        content = _whole(values[key]) if key else None
+        calls = _whole(values["tool_calls"]) if "tool_calls" in values else None
+        message: dict[str, Any] = {"role": role, "content": content, "tool_calls": calls}
+        if isinstance(content, dict) and not _is_part(cast("_Object", content)):
+            fields = cast("_Object", content)
+            message = {**message, "content": None, **(_child(fields, "message") or fields)}
+        if role == "tool":
+            message.setdefault("tool_call_id", event.attributes.get("id"))
+        source = chain(values[key or next(iter(values))])[-1].hash
+        found.extend(m._replace(content_hash=source) for m in _message(message, role))
+    return found
+
+
+def _read_value(value: ContentValue, role: str) -> list[Message]:
+    """The messages of one content value."""
+    elements = chain(value)
+    messages = [message for element in elements for message in _read_element(element, value.form[0], role)]
+    if value.form[0] != "json" or value.form[1] == "=[":
+        return messages
+    opening, closing = edges(value)
+    field = _LAST_FIELD.search(opening)
+    if field and field[1] == "history":
+        return []  # of the arguments of a function that happens to be traced
+    if (
+        field
+        and role == "user"
+        and messages
+        and messages[0].role != "system"
+        and _SYSTEM_FIELD.search(opening + closing)
+    ):
+        around = _decode(opening + closing)
+        if isinstance(around, dict):
+            sides = value.elements[len(elements) :]
+            source = sides[-1].hash if sides else None
+            system = _system_of(cast("_Object", around), _MAX_DEPTH)
+            messages[:0] = [message._replace(content_hash=source) for message in system]
+    return messages
+
+
+def _read_element(element: Content, form: str, role: str) -> tuple[Message, ...]:
+    """The messages of one element. Remembered by hash, so that a message is parsed once and not in every prompt that
+    repeats it; emptied at a bound of characters. A race of two threads costs a second parse."""
+    global _cached_chars
+    key = (element.hash, form, role)
+    found = _cache.get(key)
+    if found is None:
+        decoded = _decode(element_text(element))
+        if form == "indexed" and isinstance(decoded, dict):
+            decoded = _nested(cast("_Object", decoded))
+        found = tuple(m._replace(content_hash=element.hash) for m in _messages(decoded, role))
+        if _cached_chars > _CACHED_CHARS:
+            _cache.clear()
+            _cached_chars = 0
+        _cached_chars += len(element.body) + 500
+        _cache[key] = found
+    return found
+
+
+def _whole(value: ContentValue) -> Any:
+    """A content value as an object: JSON parsed, other text as it is; of a request, its messages."""
+    items = [_decode(element_text(element)) for element in chain(value)]
+    return items[0] if value.form[0] in ("text", "value") else items
+
+
+def _messages(value: Any, role: str, depth: int = _MAX_DEPTH) -> list[Message]:
+    """The messages of a value of any shape; ``role`` is what they have where they do not say."""
+    if depth == 0 or value is None or isinstance(value, (bool, int, float)):
+        return []
+    if isinstance(value, str):
+        text = value.strip()
+        return [Message(role, text)] if text and not _REPR.fullmatch(text) else []
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        if items and all(isinstance(item, dict) and _is_part(cast("_Object", item)) for item in items):
+            return _message({"content": items}, role)
+        return [message for item in items for message in _messages(item, role, depth - 1)]
+    if not isinstance(value, dict):
+        return []
+    fields = _unwrapped(cast("_Object", value))
+    kind = _kind(fields)
+    if _ROLES.get(str(fields.get("role")).lower()):
+        return _message(fields, role)
+    if _is_part(fields):
+        calls = kind in _CALL_PARTS or any(wrapper in fields for wrapper in _CALL_WRAPPERS)
+        return _message({"content": [fields]}, "assistant" if calls else role)
+    if kind in _REASONING_PARTS:
+        return []
+    if "parts" in fields or "tool_calls" in fields or ("contents" in fields and role == "assistant"):
+        return _message(fields, role)
+    if role == "assistant":
+        names = _OUTPUT_FIELDS
+        system: list[Message] = []
+    else:
+        names = ("message", *_INPUT_FIELDS, "content")
+        system = _system_of(fields, depth)
+    for name in names:
+        if fields.get(name) and (found := _messages(fields[name], role, depth - 1)):
+            return found if any(m.role == "system" for m in found) else system + found
+    return system
+
+
+def _system_of(request: _Object, depth: int) -> list[Message]:
+    """The system prompt of a request, which Anthropic, Gemini and the Responses API keep beside the messages."""
+    for holder in (request, _child(request, "config") or {}):
+        for name in _SYSTEM_FIELDS:
+            if found := _messages(holder.get(name), "system", depth - 1):
+                return [found[0]._replace(role="system", text="".join(m.text for m in found))]
+    return []
+
+
+def _message(fields: _Object, role: str) -> list[Message]:
+    """One message; more if it carries the results of several tools."""
+    role = _ROLES.get(str(fields.get("role")).lower(), role)
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    results: list[Message] = []
+    for part in _parts(fields):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        inner = _child(part, "message_content")
+        kind = _kind(inner or part)
+        if kind in _REASONING_PARTS or part.get("thought") is True or "reasoningContent" in part:
+            continue
+        result = next(
+            (part[name] for name in _RESULT_WRAPPERS if name in part), part if kind in _RESULT_PARTS else None
+        )
+        call = next((part[name] for name in _CALL_WRAPPERS if name in part), part if kind in _CALL_PARTS else None)
+        if isinstance(result, dict) and role != "assistant":
+            results.append(_result(cast("_Object", result)))
+        elif isinstance(call, dict):
+            calls.append(_call(cast("_Object", call)))
+        else:
+            texts.append(_part_text(inner or part))
+    named = _calls(fields)
+    text = "".join(texts).strip()
+    if not named and not calls and role == "assistant" and _SMOLAGENTS_CALLS in text:
+        said, _, rest = text.rpartition(_SMOLAGENTS_CALLS)
+        listed = _decode("[" + rest)
+        if isinstance(listed, list):
+            calls = [call for call in _call_list(cast("list[Any]", listed)) if call.name != _SMOLAGENTS_CODE]
+            text = said.strip()
+    name = _text_or_none(fields.get("name"))
+    if role == "tool" and not results:
+        text = _result_text(text.removeprefix("Observation:\n"))
+        return [Message("tool", text, name, (), _id(fields))]
+    message = Message(role, text, name, tuple(named or calls))
+    return [*results, message] if text or message.tool_calls or not results else results
+
+
+def _parts(fields: _Object) -> list[str | _Object]:
+    for name in ("parts", "contents", "content"):
+        content = fields.get(name)
+        if isinstance(content, str) and content.startswith(('[{"type"', "[{'type'")):
+            content = _decode(content)  # OpenLLMetry writes a list of parts as text
+        while isinstance(content, dict) and "parts" in content:  # Gemini's content of a candidate
+            content = cast("_Object", content)["parts"]
+        if isinstance(content, dict):
+            return [cast("_Object", content)]
+        if isinstance(content, list):
+            items = cast("list[Any]", content)
+            if parts := [cast("str | _Object", item) for item in items if isinstance(item, (str, dict))]:
+                return parts
+        elif content:
+            return [content if isinstance(content, str) else _canonical(content)]
+    return []
+
+
+def _part_text(part: _Object) -> str:
+    """The text of a part; of one that is no text, canonical JSON without ids."""
+    kind = _kind(part)
+    if kind in _TEXT_PARTS or kind is None:
+        for name in ("text", "content", "value", "refusal"):
+            text = part.get(name)
+            if isinstance(text, str):
+                return text
+        if kind in _TEXT_PARTS:
+            return ""
+    return _canonical({key: item for key, item in part.items() if key not in _ID_FIELDS})
+
+
+def _is_part(fields: _Object) -> bool:
+    """Whether an object is a part of a message rather than a message."""
+    if "role" in fields:
+        return False
+    kind = _kind(fields)
+    return (
+        kind in _CALL_PARTS
+        or kind in _RESULT_PARTS
+        or (kind in _TEXT_PARTS and any(name in fields for name in ("text", "content", "refusal", "value")))
+        or any(isinstance(fields.get(name), dict) for name in (*_RESULT_WRAPPERS, *_CALL_WRAPPERS))
+        or (set(fields) == {"text"} and isinstance(fields["text"], str))
+    )
+
+
+def _calls(fields: _Object) -> list[ToolCall]:
+    """The tool calls that a message lists beside its content."""
+    extra = _child(fields, "additional_kwargs") or {}
+    for listed in (fields.get("tool_calls"), fields.get("toolCalls"), extra.get("tool_calls")):
+        if isinstance(listed, list) and listed:
+            return _call_list(cast("list[Any]", listed))
+    single = _child(fields, "function_call") or _child(extra, "function_call")
+    if single is None and fields.get("function_call_name"):  # OpenInference
+        single = {"name": fields["function_call_name"], "arguments": fields.get("function_call_arguments_json")}
+    return [_call(single)] if single else []
+
+
+def _call_list(listed: list[Any]) -> list[ToolCall]:
+    return [_call(cast("_Object", call)) for call in listed if isinstance(call, dict)]
+
+
+def _call(call: _Object) -> ToolCall:
+    call = _child(call, "tool_call") or call
+    function = _child(call, "function") or _child(call, "custom") or call
+    name = function.get("name") or function.get("toolName") or function.get("tool_name")
+    arguments = next(
+        (function[key] for key in ("arguments", "args", "input", "parameters") if function.get(key) is not None), None
+    )
+    return ToolCall(_id(call), _text_or_none(name), _arguments(arguments))
+
+
+def _result(result: _Object) -> Message:
+    output = next((result[key] for key in ("response", "result", "output", "content") if key in result), None)
+    name = _text_or_none(result.get("name") or result.get("toolName"))
+    return Message("tool", _result_text(output), name, (), _id(result))
+
+
+def _id(fields: _Object) -> str | None:
+    """The id of a call. The Responses API gives an item an ``id`` of its own."""
+    for key in ("call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId", "id"):
+        if found := fields.get(key):
+            return _text_or_none(found)
+    return None
+
+
+def _arguments(value: Any) -> str:
+    if isinstance(value, str):
+        value = _decode(value) if value.strip() else {}
+    return value if isinstance(value, str) else _canonical({} if value is None else value)
+
+
+def _result_text(value: Any, depth: int = _MAX_DEPTH) -> str:
+    """A tool's result as text: parts joined, JSON canonical."""
+    if isinstance(value, str):
+        value = _decode(value)
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        if items and all(isinstance(item, dict) and _is_part(cast("_Object", item)) for item in items):
+            return "".join(_part_text(cast("_Object", item)) for item in items).strip()
+    if isinstance(value, dict):
+        fields = cast("_Object", value)
+        if depth and _kind(fields) in ("text", "error-text", "json", "error-json"):  # Vercel
+            return _result_text(fields.get("value", fields.get("text")), depth - 1)
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else _canonical(value)
+
+
+def _unwrapped(fields: _Object) -> _Object:
+    """LangChain's dumps: ``{lc, id: [..., "HumanMessage"], kwargs}``, ``{type: "human", data}``, and bare fields."""
+    kind = _kind(fields)
+    inner = _child(fields, "kwargs") if "lc" in fields else _child(fields, "data")
+    if inner is not None and ("lc" in fields or str(kind).lower() in _ROLES):
+        path = fields.get("id")
+        named = str(cast("list[Any]", path)[-1]) if isinstance(path, list) and path else ""
+        role = inner.get("type") or kind
+        if str(role).lower() not in _ROLES:
+            role = named.removesuffix("Chunk").removesuffix("Message").lower()
+        return {**inner, "role": role}
+    if kind and kind.lower() in _ROLES and "content" in fields and "role" not in fields:
+        return {**fields, "role": kind}
+    return (_child(fields, "message") or fields) if len(fields) == 1 else fields
+
+
+def _nested(flat: _Object) -> Any:
+    """``{"message.tool_calls.0.id": x}`` as ``{"message": {"tool_calls": [{"id": x}]}}``."""
+    tree: dict[str, Any] = {}
+    for path, item in flat.items():
+        node = tree
+        *way, last = path.split(".")
+        for name in way:
+            child = node.get(name)
+            if not isinstance(child, dict):
+                child = node[name] = dict[str, Any]()
+            node = cast("dict[str, Any]", child)
+        node.setdefault(last, item)
+    return _listed(tree, _MAX_DEPTH)
+
+
+def _listed(node: Any, depth: int) -> Any:
+    if not isinstance(node, dict) or depth == 0:
+        return cast("Any", node)
+    fields = {key: _listed(item, depth - 1) for key, item in cast("_Object", node).items()}
+    if fields and all(key.isascii() and key.isdecimal() for key in fields):
+        return [fields[key] for key in sorted(fields, key=lambda key: (len(key), key))]
+    return fields
+
+
+def _merged(messages: list[Message]) -> list[Message]:
+    """The pieces of one reply as one message: parallel calls, which the Responses API sends as items, always come
+    before their results. A reply without text and calls (reasoning only, or not recorded) is none."""
+    merged: list[Message] = []
+    for message in messages:
+        before = merged[-1] if merged else None
+        if message.role != "assistant":
+            merged.append(message)
+        elif not message.text and not message.tool_calls:
+            continue
+        elif before is not None and before.role == "assistant" and (before.tool_calls or not message.text):
+            merged[-1] = before._replace(
+                text=before.text + message.text,
+                tool_calls=before.tool_calls + message.tool_calls,
+                content_hash=before.content_hash if before.text else message.content_hash or before.content_hash,
+            )
+        else:
+            merged.append(message)
+    return merged
+
+
+def _answer(messages: list[Message]) -> list[Message]:
+    """What the assistant says after everybody else."""
+    last = next((i for i in range(len(messages), 0, -1) if messages[i - 1].role != "assistant"), 0)
+    return messages[last:]
+
+
+def _named(messages: list[Message], before: list[Message] | tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, tool messages with the name of the tool that was called."""
+    names = {call.id: call.name for m in (*before, *messages) for call in m.tool_calls if call.id}
+    return tuple(
+        m._replace(name=names.get(m.tool_call_id)) if m.role == "tool" and not m.name and m.tool_call_id else m
+        for m in messages
+    )
+
+
+def _child(fields: _Object, name: str) -> _Object | None:
+    child = fields.get(name)
+    return cast("_Object", child) if isinstance(child, dict) else None
+
+
+def _kind(fields: _Object) -> str | None:
+    return _text_or_none(fields.get("type"))
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _decode(text: str) -> Any:
+    """JSON, or a Python literal as litellm writes them; else the text itself."""
+    head = text.lstrip()[:2]
+    if not head.startswith(("{", "[", '"')):
+        return text
+    try:
+        return json.loads(text, parse_float=_number, strict=False)
+    except (ValueError, RecursionError):
+        pass
+    if (head in ("[{", "{'") or head == "['") and "'" in text and len(text) <= _MAX_REPR:
+        try:
+            return _plain(ast.literal_eval(text))
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            pass
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """A literal with its tuples as lists and its keys as text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _number(digits: str) -> float | int:
+    """1.0 as 1: JavaScript knows no difference, and writes the echo of a reply so."""
+    number = float(digits)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+def _canonical(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+    except (ValueError, TypeError, RecursionError):
+        return ""

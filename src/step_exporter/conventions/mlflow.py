@@ -1,0 +1,61 @@
+"""MLflow tracing. Every attribute's value is JSON text, strings in their quotes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from step_exporter.conventions import answers
+from step_exporter.conventions._draft import Draft
+from step_exporter.conventions._values import mapping, parsed, text
+from step_exporter.conventions.providers import provider
+from step_exporter.facts import RawSpan, Role
+
+MARKERS = frozenset({"mlflow.spanType"})
+
+_TYPES = {
+    "AGENT": Role.AGENT,
+    "CHAT_MODEL": Role.LLM,
+    "LLM": Role.LLM,
+    "TOOL": Role.TOOL,
+    "WORKFLOW": Role.WORKFLOW,
+}
+
+
+def role(raw: RawSpan) -> Role | None:
+    """By the span type; the other ones (CHAIN, RETRIEVER, PARSER, …) are none of ours."""
+    kind = _string(raw.attributes.get("mlflow.spanType"))
+    return _TYPES.get(kind.upper(), Role.OTHER) if kind else None
+
+
+def fill(raw: RawSpan, draft: Draft) -> None:
+    """Fill in what the MLflow attributes say. What the response alone says is read out of the span's outputs."""
+    get = raw.attributes.get
+    draft.conversation_id = draft.conversation_id or _string(get("mlflow.trace.session"))
+    if draft.role is Role.TOOL:
+        draft.tool_name = draft.tool_name or raw.name or None
+        return
+    if draft.role is Role.AGENT:
+        draft.agent_name = draft.agent_name or raw.name or None
+    draft.provider_name = draft.provider_name or provider(_string(get("mlflow.llm.provider")))
+    draft.model = draft.model or _string(get("mlflow.llm.model")) or _string(get("model"))
+    usage = mapping(get("mlflow.chat.tokenUsage"))
+    if usage:
+        tokens = draft.tokens
+        tokens.prompt = tokens.count(usage.get("input_tokens"))
+        tokens.completion = tokens.count(usage.get("output_tokens"))
+        tokens.total = tokens.count(usage.get("total_tokens"))
+        tokens.cached = tokens.count(usage.get("cache_read_input_tokens"))
+        tokens.cache_write = tokens.count(usage.get("cache_creation_input_tokens"))
+    if draft.role is Role.LLM:
+        answers.fill(draft, answers.answer(get("mlflow.spanOutputs")))
+        if draft.first_token_ns is None and raw.start_ns is not None:
+            for event in raw.events:
+                if event.name == "mlflow.chunk.item.0" and type(event.time_ns) is int:
+                    draft.after_start(raw, event.time_ns - raw.start_ns)
+                    break
+
+
+def _string(value: Any) -> str | None:
+    if isinstance(value, str) and value[:1] == '"':
+        return text(parsed(value))
+    return text(value)
