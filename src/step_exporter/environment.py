@@ -1,0 +1,10 @@
+"""Environment variables. ``opentelemetry-instrument`` makes each one a flag (``--exporter_steps_url …``)."""
+
+from __future__ import annotations
+
+OTEL_EXPORTER_STEPS_URL = "OTEL_EXPORTER_STEPS_URL"
+"""The database: a SQLite or PostgreSQL URL, or the path of a SQLite file. Default: ``sqlite:///steps.db``."""
+OTEL_EXPORTER_STEPS_CONTENT = "OTEL_EXPORTER_STEPS_CONTENT"
+"""``off`` keeps prompts, answers, tool arguments and results out of the database. Default: ``on``."""
+OTEL_EXPORTER_STEPS_RECORD = "OTEL_EXPORTER_STEPS_RECORD"
+"""``all`` keeps spans of local trees without an agent, LLM or tool span as well. Default: ``steps``."""

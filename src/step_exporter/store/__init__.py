@@ -1,0 +1,1 @@
+"""Where facts are kept and rows derived: engines, schema, writing, reading."""

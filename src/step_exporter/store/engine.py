@@ -1,0 +1,319 @@
+"""Database URLs, and engines that are set up for many writers and readers.
+
+The same URL serves sync and async: ``sqlite+aiosqlite`` and ``postgresql+asyncpg`` have sync twins, which write.
+Making an engine never connects. What goes wrong on connecting is a ``DatabaseError`` that names the place, without
+its password, and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import weakref
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.parse import quote
+
+from sqlalchemy import (
+    URL,
+    AsyncAdaptedQueuePool,
+    Connection,
+    Engine,
+    NullPool,
+    Pool,
+    QueuePool,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, IsolationLevel
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from step_exporter.errors import ConfigurationError, DatabaseError, NotFoundError
+
+DatabaseURL = str | os.PathLike[str] | URL
+
+BUSY_TIMEOUT_S = 10
+"""How long a SQLite transaction waits for another process's."""
+OLDEST_POSTGRESQL = 15
+
+_SQLITE = frozenset({"sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"})
+_POSTGRESQL = frozenset(
+    f"{scheme}{driver}"
+    for scheme in ("postgresql", "postgres")
+    for driver in ("", "+psycopg", "+psycopg_async", "+psycopg2", "+asyncpg")
+)
+_ACCEPTED = "Give sqlite:///steps.db, postgresql://user:password@host/database, or the path of a SQLite file."
+# A server that is gone is noticed within a minute, by libpq; what the URL says wins.
+_LIBPQ_DEFAULTS = {
+    "connect_timeout": 10,
+    "application_name": "step_exporter",
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+
+
+def sync_url(url: DatabaseURL) -> URL:
+    """The URL for the sync driver: pysqlite or psycopg.
+
+    Takes every SQLite and PostgreSQL URL whatever its driver, and the path of a SQLite file. Raises
+    ``ConfigurationError``, which names what is accepted, for anything else.
+    """
+    parsed = _parse(url)
+    if parsed.drivername in _SQLITE:
+        if parsed.host or parsed.username:
+            raise ConfigurationError(f"A SQLite URL has three slashes before the path: sqlite:///{parsed.host}")
+        return parsed.set(drivername="sqlite+pysqlite")
+    if parsed.drivername in _POSTGRESQL:
+        query = dict(parsed.query)
+        if "ssl" in query:  # asyncpg's word for it
+            ssl = query.pop("ssl")
+            query.setdefault("sslmode", "require" if ssl == "true" else ssl)
+        return parsed.set(drivername="postgresql+psycopg", query=query)
+    raise ConfigurationError(f"{parsed.drivername!r} is not a database that steps can be kept in. {_ACCEPTED}")
+
+
+def async_url(url: DatabaseURL) -> URL:
+    """The URL for the async driver: aiosqlite or psycopg. Takes and raises what ``sync_url`` does."""
+    parsed = sync_url(url)
+    return parsed.set(drivername="sqlite+aiosqlite") if _is_sqlite(parsed) else parsed
+
+
+def display_url(url: DatabaseURL) -> str:
+    """The URL for people to read, passwords masked."""
+    parsed = _parse(url)
+    hidden = {key: "***" for key in parsed.query if "password" in key}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def sqlite_path(url: DatabaseURL) -> Path | None:
+    """The absolute path of the SQLite file, or None (PostgreSQL, in memory, ``file:`` URIs)."""
+    parsed = _parse(url)
+    if parsed.drivername not in _SQLITE or _is_memory(parsed) or _is_uri(parsed):
+        return None
+    return Path(parsed.database or "").absolute()
+
+
+def create_sync_engine(url: DatabaseURL, *, read_only: bool = False) -> Engine:
+    """An engine for threads; it outlives forks.
+
+    Every transaction of a writing one on SQLite begins IMMEDIATE, so that it waits for another writer at its start
+    rather than fail in its middle. ``read_only`` ones see one snapshot per transaction and cannot write; on connect
+    they raise ``NotFoundError`` where there is no file. Both raise ``DatabaseError`` on connect for what cannot be
+    opened, ``ConfigurationError`` at once for what is not a database URL.
+    """
+    target = _target(sync_url(url), read_only)
+    with _driver_needed():
+        engine = create_engine(target, **_options(target, read_only, QueuePool))
+    _prepare(engine, sync_url(url), read_only)
+    return engine
+
+
+def create_async_store_engine(url: DatabaseURL, *, read_only: bool = False) -> AsyncEngine:
+    """The async twin of ``create_sync_engine``, with the same transactions and errors.
+
+    On SQLite each transaction opens the file anew: a pooled aiosqlite connection that nobody closes can keep the
+    interpreter from exiting.
+    """
+    target = _target(async_url(url), read_only)
+    pool = NullPool if _is_sqlite(target) and not _is_memory(target) else AsyncAdaptedQueuePool
+    with _driver_needed():
+        engine = create_async_engine(target, **_options(target, read_only, pool))
+    _prepare(engine.sync_engine, sync_url(url), read_only)
+    return engine
+
+
+# URLs
+
+
+def _parse(url: DatabaseURL) -> URL:
+    if isinstance(url, URL):
+        return url
+    text = os.fspath(url)
+    if not text.strip():
+        raise ConfigurationError(f"The database URL is empty. {_ACCEPTED}")
+    if "://" not in text:
+        return URL.create("sqlite", database=text)
+    try:
+        return make_url(text)
+    except (ArgumentError, ValueError):  # its message holds the URL, and with it the password
+        raise ConfigurationError(f"The {text.split('://')[0]} URL cannot be read. {_ACCEPTED}") from None
+
+
+def _is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _is_memory(url: URL) -> bool:
+    return _is_sqlite(url) and url.database in (None, "", ":memory:")
+
+
+def _is_uri(url: URL) -> bool:
+    return (url.database or "").startswith("file:")
+
+
+def _target(url: URL, read_only: bool) -> URL:
+    """What to connect to. Paths are made absolute: the working directory may change."""
+    if read_only and _is_memory(url):
+        raise ConfigurationError("A SQLite database in memory can be read only through the engine that writes it.")
+    path = sqlite_path(url)
+    if path is None:
+        return url
+    if read_only:
+        return url.set(database=f"file:{quote(str(path))}", query={**url.query, "mode": "ro", "uri": "true"})
+    return url.set(database=str(path))
+
+
+# Engines
+
+
+class _Options(TypedDict, total=False):
+    poolclass: type[Pool]
+    pool_size: int
+    max_overflow: int
+    pool_pre_ping: bool
+    hide_parameters: bool
+    connect_args: dict[str, Any]
+    isolation_level: IsolationLevel
+    execution_options: dict[str, Any]
+
+
+def _options(url: URL, read_only: bool, pool: type[Pool]) -> _Options:
+    # Errors are logged; their parameters would be prompts and answers.
+    options = _Options(poolclass=pool, hide_parameters=True)
+    if _is_sqlite(url):
+        # No isolation level: the driver leaves transactions to the "begin" event. Any thread may use a connection,
+        # one at a time, which the pool sees to.
+        options["connect_args"] = {"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+        if _is_memory(url):  # the one connection is the database; threads take turns
+            options |= _Options(pool_size=1, max_overflow=0)
+        return options
+    options["connect_args"] = {key: value for key, value in _LIBPQ_DEFAULTS.items() if key not in url.query}
+    options["pool_pre_ping"] = True
+    options["isolation_level"] = "REPEATABLE READ" if read_only else "READ COMMITTED"
+    if read_only:
+        options["execution_options"] = {"postgresql_readonly": True}
+    return options
+
+
+class _driver_needed:  # noqa: N801  reads as a statement
+    """Say what to install where a driver is missing."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, ModuleNotFoundError):
+            raise ConfigurationError(
+                f"This database needs {error.name}: pip install 'step_exporter[postgres]'"
+            ) from error
+
+
+def _prepare(engine: Engine, url: URL, read_only: bool) -> None:
+    _engines.add(engine)
+    place = display_url(url)
+    path = sqlite_path(url)
+
+    def connect(dialect: Dialect, record: object, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
+        if read_only and path is not None and not path.exists():
+            raise NotFoundError(f"There is no database at {path}. Write steps to it first, or name another one.")
+        connection = None
+        try:
+            if dialect.driver == "aiosqlite":
+                # Its thread outlives a failed open and then complains of a closed event loop, so look first.
+                sqlite3.connect(*args, **kwargs).close()
+            connection = dialect.connect(*args, **kwargs)
+            if _is_sqlite(url):
+                _set_up_sqlite(connection, read_only)
+            else:
+                _check_postgresql(getattr(connection, "driver_connection", connection), place)
+        except (dialect.loaded_dbapi.Error, DatabaseError) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, DatabaseError):
+                raise
+            why = f"Cannot connect to {place}: {error}" if path is None else _why_sqlite(path, error, read_only)
+            raise DatabaseError(why.strip()) from error
+        return connection
+
+    event.listen(engine, "do_connect", connect)
+    if _is_sqlite(url):
+        statement = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql(statement)
+
+        event.listen(engine, "begin", begin)
+
+
+def _set_up_sqlite(connection: DBAPIConnection, read_only: bool) -> None:
+    cursor = connection.cursor()
+    if read_only:
+        cursor.execute("PRAGMA query_only = ON")
+        cursor.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # reads the file, so that it is found out what it is
+    else:
+        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
+        _use_wal(cursor)
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Readers and a writer side by side. SQLite does not wait by itself when two processes switch a file at once."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _why_sqlite(path: Path, error: Exception, read_only: bool) -> str:
+    if path.is_dir():
+        return f"{path} is a directory, not a SQLite file."
+    if not path.parent.is_dir():
+        return f"The directory {path.parent} does not exist; make it, or choose another place for the database."
+    if "not a database" in str(error):
+        return f"{path} is not a SQLite database."
+    needed = path if path.exists() else path.parent
+    if not os.access(needed, os.R_OK if read_only else os.R_OK | os.W_OK):
+        return f"No permission to {'read' if read_only else 'write'} {needed}."
+    return f"Cannot open {path}: {error}"
+
+
+def _check_postgresql(connection: Any, place: str) -> None:
+    version = connection.info.server_version // 10000
+    if version < OLDEST_POSTGRESQL:
+        raise DatabaseError(f"{place} is PostgreSQL {version}; step_exporter needs {OLDEST_POSTGRESQL} or newer.")
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in (None, "UTF8"):
+        raise DatabaseError(
+            f"{place} stores text as {encoding}, which cannot hold every span. Use a database made with"
+            " CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0."
+        )
+
+
+# Forks
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_inherited: list[Pool] = []
+
+
+def _after_fork_in_child() -> None:
+    """A connection belongs to the process that opened it. The child opens its own, and keeps the parent's unused:
+    closing them would end the parent's PostgreSQL sessions, and warn of unclosed SQLite files."""
+    for engine in tuple(_engines):
+        _inherited.append(engine.pool)
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
