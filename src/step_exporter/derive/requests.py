@@ -161,7 +161,8 @@ def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[
                     pairs.append((other.order[0] - node.order[0], node.order, other.order, node, other))
     for _, _, _, a, b in sorted(pairs, key=lambda pair: pair[:3]):
         same_id = a.facts.request_id is not None and a.facts.request_id == b.facts.request_id
-        if may_join(a, b) and (same_id or tail_of(b, a) or _scopes(groups[a]).isdisjoint(_scopes(groups[b]))):
+        is_end = b.parent_id is not None and families[b.parent_id].llms.before(b.order) is a and tail_of(b, a)
+        if may_join(a, b) and (same_id or is_end or _scopes(groups[a]).isdisjoint(_scopes(groups[b]))):
             join(a, b)
 
     # Nested spans, the innermost first: a span is one with the only request below it, or a wrapper of several.
