@@ -1,0 +1,277 @@
+"""The commands. Each reads its options, asks the store and hands what it got to a renderer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from step_exporter.cli import imports, tables
+from step_exporter.cli.text import parse_time
+from step_exporter.cli.waterfall import waterfall
+from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
+from step_exporter.errors import InputError
+from step_exporter.store.filters import RunFilter, StepFilter
+from step_exporter.store.query import StepStore
+from step_exporter.store.records import Page, Record
+
+DEFAULT_URL = "sqlite:///steps.db"
+
+PIPED_WIDTH = 140
+"""Cells in a line where no terminal says how wide it is."""
+
+app = typer.Typer(
+    name="step-exporter",
+    help="Steps of AI agents, from OpenTelemetry spans, in your SQL database.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Db = Annotated[
+    str,
+    typer.Option(
+        "--db",
+        metavar="URL",
+        envvar=OTEL_EXPORTER_STEPS_URL,
+        help="sqlite:///steps.db, a file's path, or postgresql://user@host/name.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON: times in ns, nothing cut.")]
+TraceOption = Annotated[str | None, typer.Option("--trace", metavar="ID", help="Trace id, or its unique beginning.")]
+Agent = Annotated[str | None, typer.Option(help="Name of the agent.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Begun since: 30m, 2h, 7d, or a date and time.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Begun before: 30m, 2h, 7d, or a date and time.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Rows on a page.")]
+After = Annotated[str | None, typer.Option(metavar="CURSOR", help="Continue after the page that named this.")]
+Oldest = Annotated[bool, typer.Option("--oldest", help="Oldest first.")]
+Conversation = Annotated[str | None, typer.Option(metavar="ID", help="Conversation (session) of the run.")]
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run a command and return its exit code. Errors of the command line itself are shown here, on one line."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except typer.TyperException as error:
+        if message := error.format_message().strip():  # none where no command was given: the help was shown
+            print(f"error: {message.removesuffix('.')}. Try --help.", file=sys.stderr)
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _program(  # pyright: ignore[reportUnusedFunction]  # registered by its decorator
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        from importlib.metadata import version
+
+        print(version("step_exporter"))
+        raise typer.Exit
+
+
+@app.command()
+def demo(db: Db = DEFAULT_URL) -> None:
+    """Run a scripted agent, offline, and look at its steps."""
+    from step_exporter.demo import run_demo
+
+    trace_id = run_demo(db)
+    with StepStore(db) as store:
+        _show(waterfall(store.trace(trace_id), _console().width))
+    option = "" if db == DEFAULT_URL else f" --db {db}"
+    short = trace_id[:8]
+    _show(
+        [
+            Text(),
+            Text("Next:", style="bold"),
+            Text(f"  step-exporter runs{option}"),
+            Text(f"  step-exporter trace {short}{option}"),
+            Text(f"  step-exporter messages {short}{option}"),
+            Text(f"  step-exporter steps --agent local-guide --json{option}"),
+        ]
+    )
+
+
+@app.command()
+def runs(
+    db: Db = DEFAULT_URL,
+    agent: Agent = None,
+    status: Annotated[str | None, typer.Option(help="created, running, completed, failed or cancelled.")] = None,
+    conversation: Conversation = None,
+    service: Annotated[str | None, typer.Option(metavar="NAME", help="Service that the run was in.")] = None,
+    top: Annotated[bool, typer.Option("--top", help="Only runs that no other run started.")] = False,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 20,
+    after: After = None,
+    oldest: Oldest = False,
+    as_json: Json = False,
+) -> None:
+    """List runs (invocations of agents), newest first."""
+    now = datetime.now(UTC)
+    which = RunFilter(
+        top_level=True if top else None,
+        agent_name=agent,
+        status=status,
+        conversation_id=conversation,
+        service_name=service,
+        started_after=parse_time("--since", since, now) if since else None,
+        started_before=parse_time("--until", until, now) if until else None,
+    )
+    with StepStore(db) as store:
+        page = store.runs(which, after=after, limit=limit, order="oldest" if oldest else "newest")
+    _show_page(page, tables.runs, as_json)
+
+
+@app.command()
+def steps(
+    db: Db = DEFAULT_URL,
+    trace: TraceOption = None,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="Id of the run.")] = None,
+    agent: Agent = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Name of the provider.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="pending, running, success, failed, cancelled or abandoned.")
+    ] = None,
+    error: Annotated[str | None, typer.Option(metavar="TYPE", help="Type of the error.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag that the step carries; each of several.")] = None,
+    feedback: Annotated[str | None, typer.Option(help="positive or negative.")] = None,
+    conversation: Conversation = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 20,
+    after: After = None,
+    oldest: Oldest = False,
+    as_json: Json = False,
+) -> None:
+    """List steps (turns of an agent's loop), newest first."""
+    now = datetime.now(UTC)
+    if feedback not in (None, "positive", "negative"):
+        raise InputError(f"--feedback is positive or negative, not {feedback!r:.40}")
+    with StepStore(db) as store:
+        which = StepFilter(
+            trace_ids=[store.find_trace(trace)] if trace else None,
+            run_id=run,
+            agent_name=agent,
+            model=model,
+            provider_name=provider,
+            status=status,
+            error_type=error,
+            tags_all=tag or None,
+            feedback=feedback,
+            conversation_id=conversation,
+            started_after=parse_time("--since", since, now) if since else None,
+            started_before=parse_time("--until", until, now) if until else None,
+        )
+        page = store.steps(which, after=after, limit=limit, order="oldest" if oldest else "newest")
+    _show_page(page, tables.steps, as_json)
+
+
+@app.command()
+def trace(
+    trace_id: Annotated[str, typer.Argument(metavar="TRACE_ID", help="Trace id, or its unique beginning.")],
+    db: Db = DEFAULT_URL,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show spans that are no LLM request or tool as well.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a trace as a waterfall of runs, steps, LLM requests and tools."""
+    with StepStore(db) as store:
+        found = store.trace(trace_id)
+    if as_json:
+        _print_json(found)
+    else:
+        _show(waterfall(found, _console().width, show_all=show_all))
+
+
+@app.command()
+def step(
+    step_id: Annotated[str, typer.Argument(metavar="STEP_ID", help="Id of the step, or of any of its spans.")],
+    db: Db = DEFAULT_URL,
+    trace: TraceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show one step in full, with its messages and its error."""
+    with StepStore(db) as store:
+        found = store.step(step_id, trace_id=trace)
+        messages = store.messages(trace_id=found.trace_id, step_id=found.id)
+    if as_json:
+        _print_json({**found.to_dict(), "messages": [message.to_dict() for message in messages]})
+    else:
+        _show(tables.step(found, messages))
+
+
+@app.command()
+def messages(
+    trace_id: Annotated[str | None, typer.Argument(metavar="[TRACE_ID]", help="Trace id, or its beginning.")] = None,
+    db: Db = DEFAULT_URL,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this run.")] = None,
+    step: Annotated[str | None, typer.Option(metavar="ID", help="Only those that this step added.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the messages of a trace, a run or a step, in the order of the conversation."""
+    if not (trace_id or run or step):
+        raise InputError("which messages? Give a TRACE_ID, --run ID or --step ID")
+    with StepStore(db) as store:
+        found = store.messages(trace_id=trace_id, run_id=run, step_id=step)
+    if as_json:
+        _print_json([message.to_dict() for message in found])
+    else:
+        _show(tables.messages(found))
+
+
+@app.command(name="import")
+def import_(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE…", help="OTLP/JSON or JSON lines, plain or gzip; *.truth.json is skipped."),
+    ],
+    db: Db = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Import the spans of OTLP files, as the Collector's file exporter writes them."""
+    summary = imports.import_files(files, db, Console(stderr=True))
+    if as_json:
+        _print_json(summary.to_dict())
+    else:
+        _show([Text(str(summary))])
+    if summary.problems:
+        raise typer.Exit(1)
+
+
+def _show_page(page: Page[Any], table: Callable[[Sequence[Any]], Iterable[RenderableType]], as_json: bool) -> None:
+    if as_json:
+        _print_json(page)
+        return
+    _show(table(page.items))
+    if page.next:
+        _show([Text(f"more: add --after {page.next}", style="dim")])
+
+
+def _console() -> Console:
+    """Standard output. Rich leaves the colours out where it is no terminal, or where NO_COLOR is set."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PIPED_WIDTH if piped else None, highlight=False, soft_wrap=True)
+
+
+def _show(lines: Iterable[RenderableType]) -> None:
+    console = _console()
+    for line in lines:
+        console.print(line)
+
+
+def _print_json(value: Any) -> None:
+    """ASCII only, so that no terminal or encoding changes it."""
+    print(json.dumps(value.to_dict() if isinstance(value, Record) else value, indent=2))

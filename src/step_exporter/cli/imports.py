@@ -1,0 +1,112 @@
+"""``step-exporter import``: OTLP files into the database. Everything in them is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from step_exporter.cli.text import count, harmless
+from step_exporter.facts import RawSpan
+from step_exporter.otlp import Problem, read_file
+from step_exporter.store.engine import create_sync_engine
+from step_exporter.store.ingest import Writer
+from step_exporter.store.schema import ensure_schema
+
+BATCH = 1000
+"""Spans in one transaction: its cost is spread thin, and a file of any size is read in bounded memory."""
+
+TRUTH_SUFFIX = ".truth.json"
+"""What lies beside recordings to score them by, and matches the same pattern in a shell."""
+
+
+@dataclass
+class Summary:
+    """What an import did."""
+
+    files: int = 0
+    skipped: int = 0
+    """``*.truth.json``."""
+    spans: int = 0
+    """Spans read, those that were there already included."""
+    quarantined: int = 0
+    """Spans that the database could not hold."""
+    problems: list[str] = field(default_factory=list[str])
+    traces: set[str] = field(default_factory=set[str])
+
+    def __str__(self) -> str:
+        """One line for people."""
+        line = f"imported {count(self.spans, 'span')} of {count(len(self.traces), 'trace')}"
+        line += f" from {count(self.files, 'file')}"
+        extra = [f"{self.skipped:,} skipped"] if self.skipped else []
+        extra += [f"{self.quarantined:,} in quarantine"] if self.quarantined else []
+        extra += [count(len(self.problems), "problem")] if self.problems else []
+        return f"{line} ({', '.join(extra)})" if extra else line
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for programs; ``traces`` is their number."""
+        return {**asdict(self), "traces": len(self.traces)}
+
+
+def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
+    """Store the spans of the files. What is broken is said on ``stderr`` and costs the rest nothing."""
+    summary = Summary()
+    engine = create_sync_engine(url)
+    try:
+        ensure_schema(engine)
+        writer = Writer(engine)
+        progress = _progress(stderr)
+        with progress if stderr.is_terminal else nullcontext():
+            task = progress.add_task("importing", total=len(files))
+            for file in files:
+                if file.name.endswith(TRUTH_SUFFIX):
+                    summary.skipped += 1
+                else:
+                    _import_file(file, writer, summary, progress)
+                progress.update(task, advance=1, description=count(summary.spans, "span"))
+    finally:
+        engine.dispose()
+    return summary
+
+
+def _import_file(file: Path, writer: Writer, summary: Summary, progress: Progress) -> None:
+    summary.files += 1
+    for batch in _batches(_good(read_file(file), summary, progress)):
+        result = writer.write(batch)
+        summary.spans += len(batch)
+        summary.quarantined += result.quarantined
+        summary.traces.update(span.trace_id for span in batch)
+
+
+def _good(items: Iterable[RawSpan | Problem], summary: Summary, progress: Progress) -> Iterator[RawSpan]:
+    for item in items:
+        if isinstance(item, Problem):
+            summary.problems.append(str(item))
+            progress.console.print(Text(f"error: {harmless(str(item))}", style="red"), soft_wrap=True)
+        else:
+            yield item
+
+
+def _batches(spans: Iterator[RawSpan]) -> Iterator[list[RawSpan]]:
+    while batch := list(islice(spans, BATCH)):
+        yield batch
+
+
+def _progress(stderr: Console) -> Progress:
+    """A bar. It shows once it is entered, which only a terminal deserves."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+    )

@@ -1,0 +1,83 @@
+"""Files of OTLP/JSON: one document, pretty-printed or not, or one a line; plain or gzip.
+
+The Collector's file exporter and the SDK's json-file exporter write one ``TracesData`` a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from step_exporter.errors import InputError
+from step_exporter.facts import RawSpan
+from step_exporter.otlp.decode import Problem, decode_document, is_document, parse
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_file(path: str | Path) -> Iterator[RawSpan | Problem]:
+    """The spans of a file, read line by line; what cannot be read is a ``Problem`` with file and line.
+
+    Never raises for what is in the file, nor if it cannot be opened.
+    """
+    name = str(path)
+    try:
+        with Path(path).open("rb") as file:
+            if file.peek(2).startswith(GZIP_MAGIC):
+                with gzip.open(file) as unzipped:
+                    yield from _read(unzipped, name)
+            else:
+                yield from _read(file, name)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Problem(f"cannot be read: {getattr(error, 'strerror', None) or error}", name)
+
+
+def _read(stream: Iterable[bytes], source: str) -> Iterator[RawSpan | Problem]:
+    lines = enumerate(stream, 1)
+    head: list[tuple[int, bytes]] = []
+    for number, raw_line in lines:
+        line = raw_line.removeprefix(codecs.BOM_UTF8) if number == 1 else raw_line
+        document = _whole_document(line)
+        if document is not None:
+            yield from _read_lines(head, source)
+            yield from _spans(document, source, number)
+            yield from _read_lines(lines, source)
+            return
+        head.append((number, line))
+    # No line is a document by itself: all of them are one, or none is any.
+    text = b"".join(line for _, line in head)
+    if text.strip():
+        yield from _read_text(text, source, None)
+
+
+def _read_lines(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[RawSpan | Problem]:
+    for number, line in lines:
+        if line.strip():
+            yield from _read_text(line, source, number)
+
+
+def _read_text(text: bytes, source: str, line: int | None) -> Iterator[RawSpan | Problem]:
+    try:
+        yield from _spans(parse(text), source, line)
+    except InputError as error:
+        yield Problem(str(error), source, line)
+
+
+def _spans(document: Any, source: str, line: int | None) -> Iterator[RawSpan | Problem]:
+    for item in decode_document(document):
+        yield item._replace(source=source, line=line) if isinstance(item, Problem) else item
+
+
+def _whole_document(line: bytes) -> Any:
+    """The document that a line is by itself, else None. No line of a pretty-printed one is."""
+    if b'"resource' not in line or not line.lstrip().startswith(b"{"):
+        return None
+    try:
+        document = parse(line)
+    except InputError:
+        return None
+    return document if is_document(document) else None
