@@ -190,6 +190,12 @@ def check_time(name: str, value: Time) -> datetime:
         raise InputError(f"{name} is nanoseconds since 1970; {value!r:.40} is beyond the calendar") from None
 
 
+def check_time_ns(name: str, value: Time) -> int:
+    """The time in nanoseconds since the Unix epoch."""
+    moment = check_time(name, value)
+    return value if isinstance(value, int) else (moment - _EPOCH) // _MICROSECOND * 1000
+
+
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not is_clean(value):
         raise TypeError(f"{name} is a text without NUL or lone surrogates, not {cast(Any, value)!r:.60}")

@@ -7,30 +7,40 @@
     async with AsyncStepStore("postgresql://localhost/steps") as store:
         trace = await store.trace("4bf92f35")
 
-Both have the same methods, give the same records (``store.records``) and raise the same errors. They never write:
-SQLite files are opened read-only, PostgreSQL transactions are. Each call reads one snapshot. Every call may raise
-``DatabaseError`` (``SchemaError`` where the tables are missing, somebody else's or of a newer version,
-``NotFoundError`` where there is no such file); what it raises besides is said there.
+Both have the same methods, give the same records (``store.records``) and raise the same errors. What reads never
+writes: SQLite files are opened read-only, PostgreSQL transactions are; each call reads one snapshot. What writes
+(``feedback``, ``tags``, ``transaction``, ``delete``, ``prune``, ``rebuild``) opens a connection of its own, and returns
+after the commit. Every call may raise ``DatabaseError`` (``SchemaError`` where the tables are missing, somebody else's
+or of a newer version, ``NotFoundError`` where there is no such file); what it raises besides is said there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import asyncio
+import os
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import BinaryIO, Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from step_exporter.errors import DatabaseError
-from step_exporter.store import reads
+from step_exporter.errors import DatabaseError, InputError
+from step_exporter.store import editing, export, filters, reads, rebuild, retention, statistics
 from step_exporter.store.engine import DatabaseURL, create_async_store_engine, create_sync_engine, display_url
+from step_exporter.store.export import Format
 from step_exporter.store.filters import Order, RunFilter, StepFilter
+from step_exporter.store.rebuild import Difference
 from step_exporter.store.records import MessageRecord, Page, RunRecord, StepRecord, TraceRecord
+from step_exporter.store.retention import Pruned
 from step_exporter.store.schema import check_schema
+from step_exporter.store.statistics import Group, StatsRecord
 
 __all__ = ["AsyncStepStore", "RunFilter", "StepFilter", "StepStore"]
+
+Feedback = Literal["positive", "negative"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,11 +68,11 @@ class _Reader:
             yield
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
-            raise DatabaseError(f"Cannot read {self._place}: {cause}") from error
+            raise DatabaseError(f"Cannot use {self._place}: {cause}") from error
 
 
 class StepStore(_Reader):
-    """Reads a database of steps. Threads may share one. Close it, or use it as a context manager.
+    """Reads a database of steps, and keeps it. Threads may share one. Close it, or use it as a context manager.
 
     ``url`` is any SQLite or PostgreSQL URL, or the path of a SQLite file. Making a store connects to nothing;
     a URL that names no such database raises ``ConfigurationError``.
@@ -71,6 +81,7 @@ class StepStore(_Reader):
     def __init__(self, url: DatabaseURL) -> None:
         super().__init__(url)
         self._engine = create_sync_engine(url, read_only=True)
+        self._writing = create_sync_engine(url)
 
     def __enter__(self) -> Self:
         return self
@@ -81,6 +92,7 @@ class StepStore(_Reader):
     def close(self) -> None:
         """Close all connections. Closing twice does nothing more."""
         self._engine.dispose()
+        self._writing.dispose()
 
     def find_trace(self, trace_id: str) -> str:
         """The whole id of the one trace whose id begins so: at least 4 hexadecimal digits, either case.
@@ -137,6 +149,120 @@ class StepStore(_Reader):
         Raises what ``find_trace`` and ``step`` do; a run that is not there has no messages."""
         return self._run(reads.messages, trace_id, run_id, step_id)
 
+    def stats(
+        self, by: Sequence[Group] = (), which: StepFilter | None = None, *, cost: bool = False
+    ) -> tuple[StatsRecord, ...]:
+        """Counts, error rate, exact percentiles of times, tokens of the steps, by any of model, provider, agent, run,
+        status, service, hour and day (UTC); the largest group first. Without ``by`` one record of all steps, or none
+        where there is no step.
+
+        ``cost`` adds US dollars by the price table of ``genai-prices`` (``ConfigurationError`` where it is not
+        installed). Reads every step that is asked for: 1,000,000 take some seconds.
+        """
+        return self._run(statistics.stats, by, which or StepFilter(), cost)
+
+    def feedback(
+        self,
+        step_id: str,
+        value: Feedback | None,
+        tags: Sequence[str] | None = None,
+        *,
+        trace_id: str | None = None,
+        by: str | None = None,
+    ) -> None:
+        """Set what people think of a step (None takes it back) and, where given, its tags. ``by`` says who.
+
+        It is kept on the step's first span: it stays through late spans and rebuilds, and overrules what spans say.
+        Raises what ``step`` does.
+        """
+        self._write(editing.feedback, step_id, value, tags, trace_id, by)
+
+    def tags(self, step_id: str, tags: Sequence[str], *, trace_id: str | None = None, by: str | None = None) -> None:
+        """Set the tags of a step, in the place of those it had; kept and raising as ``feedback``."""
+        self._write(editing.tags, step_id, tags, trace_id, by)
+
+    def transaction(self, step_id: str, tid: str | None, *, trace_id: str | None = None, by: str | None = None) -> None:
+        """Set the transaction id (``tid``) of a step; kept and raising as ``feedback``."""
+        self._write(editing.transaction, step_id, tid, trace_id, by)
+
+    def delete(
+        self,
+        *,
+        trace_id: str | None = None,
+        run_id: str | None = None,
+        before: datetime | int | None = None,
+        by: str | None = None,
+    ) -> int:
+        """Delete a trace; a run (of a trace, where several have it); or every trace that ended before a moment (a
+        datetime, or nanoseconds). Returns how many.
+
+        Deleting a run keeps its steps and messages, without a run. What is deleted does not come back: late spans of
+        a deleted trace are stored, but no step follows from them. Raises what ``find_trace`` does, ``InputError`` for
+        other combinations.
+        """
+        if before is not None and trace_id is None and run_id is None:
+            return self._write(editing.delete_before, before, by)
+        if before is not None or (trace_id is None and run_id is None):
+            raise InputError("delete what? Give a trace_id, a run_id, both, or before alone")
+        if run_id is not None:
+            return self._write(editing.delete_run, run_id, trace_id, by)
+        return self._write(editing.delete_trace, trace_id or "", by)
+
+    def prune(
+        self,
+        *,
+        older_than: timedelta | datetime | None = None,
+        max_bytes: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Pruned:
+        """Delete whole traces that ended before a moment or so long ago, and then the oldest until no more than
+        ``max_bytes`` are in use; in small transactions, while writers go on. A SQLite file shrinks. Late spans begin
+        a pruned trace anew. ``progress`` is called with the number of traces that are gone. Raises ``InputError``.
+        """
+        return self._write(retention.prune, older_than, max_bytes, progress)
+
+    def rebuild(self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None) -> int:
+        """Derive traces (whole ids; default: all) again from their spans; returns how many. What people set and
+        deleted stays. ``progress`` is called with how many are done, of how many. Raises ``InputError``,
+        ``NotFoundError``."""
+        return self._write(rebuild.rebuild, self._chosen(traces), progress)
+
+    def verify(
+        self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None
+    ) -> list[Difference]:
+        """Derive traces (whole ids; default: all) again and compare; the rows that differ from what their spans give.
+        ``rebuild`` mends them. Writes nothing; raises as it does."""
+        chosen = self._chosen(traces)
+        with self._errors():
+            return list(rebuild.verify(self._engine, chosen, progress))
+
+    def export(
+        self,
+        output: str | os.PathLike[str] | BinaryIO,
+        format: Format = "jsonl",  # noqa: A002
+        which: StepFilter | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Write steps, oldest first, to a file (a path, or one open for bytes) as ``jsonl``, ``csv`` or ``parquet``;
+        or as ``otlp`` the whole traces that have one, in OTLP/JSON lines that give the same rows when imported again.
+        Returns how many steps (traces). Raises ``InputError``; ``ConfigurationError`` for Parquet without pyarrow.
+        """
+        return self._run(export.export, output, format, which, progress)
+
+    def _chosen(self, traces: Sequence[str] | None) -> Sequence[str] | None:
+        """Whole ids of traces that are there; a rebuild of another one would make it."""
+        if traces is None:
+            self._run(lambda conn: None)
+            return None
+        ids = [filters.check_trace_id(trace_id) for trace_id in traces]
+        return [self._run(reads.find_trace, trace_id) for trace_id in ids]
+
+    def _write(self, op: Callable[Concatenate[Engine, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._run(lambda conn: None)  # a database that is not there must not be made, nor a newer one changed
+        with self._errors():
+            return op(self._writing, *args, **kwargs)
+
     def _run(self, op: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._errors(), self._engine.connect() as conn:
             return self._call(conn, lambda conn: op(conn, *args, **kwargs))
@@ -152,6 +278,8 @@ class AsyncStepStore(_Reader):
     def __init__(self, url: DatabaseURL) -> None:
         super().__init__(url)
         self._engine = create_async_store_engine(url, read_only=True)
+        # What writes or takes long runs in a thread: aiosqlite is no driver to write by, nor may the loop wait.
+        self._sync = StepStore(url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,6 +292,7 @@ class AsyncStepStore(_Reader):
     async def close(self) -> None:
         """``StepStore.close``."""
         await self._engine.dispose()
+        await asyncio.to_thread(self._sync.close)
 
     async def find_trace(self, trace_id: str) -> str:
         """``StepStore.find_trace``."""
@@ -204,6 +333,80 @@ class AsyncStepStore(_Reader):
     ) -> tuple[MessageRecord, ...]:
         """``StepStore.messages``."""
         return await self._run(reads.messages, trace_id, run_id, step_id)
+
+    async def stats(
+        self, by: Sequence[Group] = (), which: StepFilter | None = None, *, cost: bool = False
+    ) -> tuple[StatsRecord, ...]:
+        """``StepStore.stats``."""
+        return await asyncio.to_thread(self._sync.stats, by, which, cost=cost)
+
+    async def feedback(
+        self,
+        step_id: str,
+        value: Feedback | None,
+        tags: Sequence[str] | None = None,
+        *,
+        trace_id: str | None = None,
+        by: str | None = None,
+    ) -> None:
+        """``StepStore.feedback``."""
+        await asyncio.to_thread(self._sync.feedback, step_id, value, tags, trace_id=trace_id, by=by)
+
+    async def tags(
+        self, step_id: str, tags: Sequence[str], *, trace_id: str | None = None, by: str | None = None
+    ) -> None:
+        """``StepStore.tags``."""
+        await asyncio.to_thread(self._sync.tags, step_id, tags, trace_id=trace_id, by=by)
+
+    async def transaction(
+        self, step_id: str, tid: str | None, *, trace_id: str | None = None, by: str | None = None
+    ) -> None:
+        """``StepStore.transaction``."""
+        await asyncio.to_thread(self._sync.transaction, step_id, tid, trace_id=trace_id, by=by)
+
+    async def delete(
+        self,
+        *,
+        trace_id: str | None = None,
+        run_id: str | None = None,
+        before: datetime | int | None = None,
+        by: str | None = None,
+    ) -> int:
+        """``StepStore.delete``."""
+        return await asyncio.to_thread(self._sync.delete, trace_id=trace_id, run_id=run_id, before=before, by=by)
+
+    async def prune(
+        self,
+        *,
+        older_than: timedelta | datetime | None = None,
+        max_bytes: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Pruned:
+        """``StepStore.prune``; ``progress`` is called in another thread."""
+        return await asyncio.to_thread(self._sync.prune, older_than=older_than, max_bytes=max_bytes, progress=progress)
+
+    async def rebuild(
+        self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None
+    ) -> int:
+        """``StepStore.rebuild``; ``progress`` is called in another thread."""
+        return await asyncio.to_thread(self._sync.rebuild, traces, progress)
+
+    async def verify(
+        self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None
+    ) -> list[Difference]:
+        """``StepStore.verify``; ``progress`` is called in another thread."""
+        return await asyncio.to_thread(self._sync.verify, traces, progress)
+
+    async def export(
+        self,
+        output: str | os.PathLike[str] | BinaryIO,
+        format: Format = "jsonl",  # noqa: A002
+        which: StepFilter | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """``StepStore.export``; ``output`` is written and ``progress`` called in another thread."""
+        return await asyncio.to_thread(self._sync.export, output, format, which, progress=progress)
 
     async def _run(self, op: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._errors():

@@ -27,6 +27,7 @@ from step_exporter.store.records import (
     StepMetricsRecord,
     StepRecord,
     TraceRecord,
+    quickly,
 )
 from step_exporter.store.trace_spans import derivation_of, spans_of
 from step_exporter.store.trace_tree import arrange, step_start_ns
@@ -48,11 +49,14 @@ TRACES, SPANS, CONTENTS, STEPS, METRICS, RUNS, MESSAGES = (
 
 _STEP_COLUMNS = _columns(STEPS, StepRecord, without=("metrics", "position"))
 _STEP_WIDTH = len(_STEP_COLUMNS)
-_STEPS_WITH_METRICS = STEPS.outerjoin(METRICS, and_(METRICS.c.trace_id == STEPS.c.trace_id, METRICS.c.id == STEPS.c.id))
-_SELECT_STEPS = select(*_STEP_COLUMNS, *_columns(METRICS, StepMetricsRecord)).select_from(_STEPS_WITH_METRICS)
+STEPS_WITH_METRICS = STEPS.outerjoin(METRICS, and_(METRICS.c.trace_id == STEPS.c.trace_id, METRICS.c.id == STEPS.c.id))
+_SELECT_STEPS = select(*_STEP_COLUMNS, *_columns(METRICS, StepMetricsRecord)).select_from(STEPS_WITH_METRICS)
 _COUNT = [field.name for field in fields(StepMetricsRecord)].index("llm_request_count") + _STEP_WIDTH
 """A metrics column that is never NULL: where it is, there is no row of metrics."""
+_START = [field.name for field in fields(StepMetricsRecord)].index("step_start_ns") + _STEP_WIDTH
 _SELECT_RUNS = select(*_columns(RUNS, RunRecord))
+_make_step, _make_metrics = quickly(StepRecord), quickly(StepMetricsRecord)
+_make_run, _make_message = quickly(RunRecord), quickly(MessageRecord)
 _SELECT_MESSAGES = (
     select(*_columns(MESSAGES, MessageRecord, without=("body",)), CONTENTS.c.body)
     .select_from(
@@ -85,17 +89,31 @@ def trace(conn: Connection, trace_id: str) -> TraceRecord:
     trace_id = find_trace(conn, trace_id)
     times = select(TRACES.c.first_ns, TRACES.c.last_ns).where(TRACES.c.trace_id == trace_id)
     first_ns, last_ns = conn.execute(times).one()
-    runs = [RunRecord(*row) for row in conn.execute(_SELECT_RUNS.where(RUNS.c.trace_id == trace_id))]
-    runs.sort(key=lambda run: (run.start_ns or 0, run.id))
-    steps = _numbered(_step_record(row) for row in conn.execute(_SELECT_STEPS.where(STEPS.c.trace_id == trace_id)))
+    runs, steps = steps_of_trace(conn, trace_id)
     spans = spans_of(conn, trace_id)
     messages = _message_records(conn, MESSAGES.c.trace_id == trace_id)
     tree = arrange(runs, steps, spans)
-    return TraceRecord(trace_id, first_ns, last_ns, tuple(runs), steps, spans, messages, tree)
+    return TraceRecord(trace_id, first_ns, last_ns, runs, steps, spans, messages, tree)
+
+
+def steps_of_trace(conn: Connection, trace_id: str) -> tuple[tuple[RunRecord, ...], tuple[StepRecord, ...]]:
+    """The runs and the steps of the trace with this whole id, each by its start."""
+    runs = [_make_run(*row) for row in conn.execute(_SELECT_RUNS.where(RUNS.c.trace_id == trace_id))]
+    runs.sort(key=lambda run: (run.start_ns or 0, run.id))
+    steps = _numbered(conn.execute(_SELECT_STEPS.where(STEPS.c.trace_id == trace_id)))
+    return tuple(runs), steps
 
 
 def step(conn: Connection, step_id: str, trace_id: str | None) -> StepRecord:
     """One step, by its id or the id of any of its spans."""
+    trace_id, step_id = step_key(conn, step_id, trace_id)
+    row = conn.execute(_SELECT_STEPS.where(STEPS.c.trace_id == trace_id, STEPS.c.id == step_id)).one()
+    found = _step_record(row)
+    return found if found.run_id is None else replace(found, position=_position(conn, found))
+
+
+def step_key(conn: Connection, step_id: str, trace_id: str | None) -> tuple[str, str]:
+    """The trace and the id of the one step that has the id, or has a span of that id."""
     step_id = filters.check_text("step_id", step_id)
     trace_id = None if trace_id is None else find_trace(conn, trace_id)
     keys = _keys_by_id(conn, step_id, trace_id) or _keys_by_span(conn, step_id, trace_id)
@@ -104,24 +122,21 @@ def step(conn: Connection, step_id: str, trace_id: str | None) -> StepRecord:
     if len(keys) > 1:
         traces = _listed([trace_id for trace_id, _ in keys])
         raise AmbiguousIdError(f"{step_id!r:.100} names steps in several traces; give the trace id as well: {traces}")
-    trace_id, step_id = keys[0]
-    row = conn.execute(_SELECT_STEPS.where(STEPS.c.trace_id == trace_id, STEPS.c.id == step_id)).one()
-    found = _step_record(row)
-    return found if found.run_id is None else replace(found, position=_position(conn, found))
+    return keys[0]
 
 
 def steps(conn: Connection, which: StepFilter, after: str | None, limit: int, order: Order) -> Page[StepRecord]:
     """A page of steps."""
     statement = _SELECT_STEPS.where(*step_conditions(which, conn.dialect.name))
     rows = conn.execute(_one_more(statement, STEPS, after, limit, order))
-    return _page([_step_record(row) for row in rows], "steps", limit, order)
+    return _page([_step_record(row) for row in rows.fetchall()], "steps", limit, order)
 
 
 def runs(conn: Connection, which: RunFilter, after: str | None, limit: int, order: Order) -> Page[RunRecord]:
     """A page of runs."""
     statement = _SELECT_RUNS.where(*run_conditions(which))
     rows = conn.execute(_one_more(statement, RUNS, after, limit, order))
-    return _page([RunRecord(*row) for row in rows], "runs", limit, order)
+    return _page([_make_run(*row) for row in rows], "runs", limit, order)
 
 
 def messages(
@@ -151,20 +166,20 @@ def messages(
 # Steps
 
 
-def _step_record(row: Row[Any]) -> StepRecord:
+def _step_record(row: Row[Any], position: int | None = None) -> StepRecord:
     values = tuple(row)
-    metrics = None if values[_COUNT] is None else StepMetricsRecord(*values[_STEP_WIDTH:])
-    return StepRecord(*values[:_STEP_WIDTH], metrics=metrics)
+    metrics = None if values[_COUNT] is None else _make_metrics(*values[_STEP_WIDTH:])
+    return _make_step(*values[:_STEP_WIDTH], metrics, position)
 
 
-def _numbered(steps: Iterable[StepRecord]) -> tuple[StepRecord, ...]:
+def _numbered(rows: Iterable[Row[Any]]) -> tuple[StepRecord, ...]:
     counts: dict[str, int] = {}
     numbered: list[StepRecord] = []
-    for step in sorted(steps, key=lambda step: (step_start_ns(step), step.span_id)):
-        if step.run_id is not None:
-            counts[step.run_id] = counts.get(step.run_id, 0) + 1
-            step = replace(step, position=counts[step.run_id])
-        numbered.append(step)
+    for row in sorted(rows, key=lambda row: (row[_START] or 0, row.span_id)):
+        run_id: str | None = row.run_id
+        if run_id is not None:
+            counts[run_id] = counts.get(run_id, 0) + 1
+        numbered.append(_step_record(row, None if run_id is None else counts[run_id]))
     return tuple(numbered)
 
 
@@ -175,7 +190,7 @@ def _position(conn: Connection, step: StepRecord) -> int:
     start, own = func.coalesce(METRICS.c.step_start_ns, 0), step_start_ns(step)
     tied = (
         select(func.count())
-        .select_from(_STEPS_WITH_METRICS)
+        .select_from(STEPS_WITH_METRICS)
         .where(
             of_run,
             STEPS.c.created_at == step.created_at,
@@ -228,7 +243,7 @@ def _message_records(conn: Connection, *conditions: ColumnElement[bool]) -> tupl
 
 def _message_record(row: Row[Any]) -> MessageRecord:
     *values, body = row
-    return MessageRecord(*values, body=None if body is None else element_text(Content("", None, body)))
+    return _make_message(*values, None if body is None else element_text(Content("", None, body)))
 
 
 # Pages

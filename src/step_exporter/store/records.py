@@ -9,8 +9,8 @@ UTC-aware. ``None`` means unknown.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, make_dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -59,6 +59,23 @@ def _plain(value: Any, js: bool) -> Any:
     if isinstance(value, Event | Link | Resource | Scope):
         return _plain_fields(value._asdict().items(), js)
     return [_plain(entry, js) for entry in value]
+
+
+R = TypeVar("R", bound=Record)
+
+
+def quickly(record: type[R]) -> Callable[..., R]:
+    """What makes records from the values of all their fields, in order: a frozen dataclass of 40 fields takes 6 µs
+    to fill. This fills a twin that is not frozen and declares it to be the record: 1 µs."""
+    names = [field.name for field in fields(record)]  # pyright: ignore[reportArgumentType]  # all are dataclasses
+    twin: Callable[..., Any] = make_dataclass(record.__name__, names, bases=(Record,), slots=True)
+
+    def make(*values: Any) -> R:
+        made = twin(*values)
+        made.__class__ = record
+        return made
+
+    return make
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,10 @@ def upgrade(op: Operations) -> None:
         sa.Column("started_at", _UTC, nullable=False),
         sa.Column("heartbeat_at", _UTC, nullable=True),
         sa.Column("ended_at", _UTC, nullable=True),
+        sa.Column("seen", sa.BigInteger(), nullable=True),
+        sa.Column("committed", sa.BigInteger(), nullable=True),
+        sa.Column("spooled", sa.BigInteger(), nullable=True),
+        sa.Column("dropped", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_processes"),
     )
     op.create_table(

@@ -1,0 +1,581 @@
+"""``StepSpanExporter``: from the SDK's span processors into the database.
+
+    provider.add_span_processor(BatchSpanProcessor(StepSpanExporter("sqlite:///steps.db")))
+
+The only place that catches everything: whatever happens here, the app does not notice, but for one line of log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from opentelemetry.context import (
+    _SUPPRESS_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage]  # every exporter uses it, there is no other
+    attach,
+    detach,
+    set_value,
+)
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from step_exporter import environment
+from step_exporter.conventions.content import strip
+from step_exporter.errors import ConfigurationError, DatabaseError, StepExporterError
+from step_exporter.facts import RawSpan
+from step_exporter.redaction import Redact, redacted
+from step_exporter.sdk import SpanConverter
+from step_exporter.selfmetrics import Metrics, exporter_metrics
+from step_exporter.sharing import SharedWriter, acquire
+from step_exporter.spool import Spool, adopt, spool_directory, spooled, spooled_all
+from step_exporter.store.engine import DatabaseURL
+from step_exporter.store.failures import cause
+from step_exporter.store.ingest import MAX_BATCH, WriteResult
+from step_exporter.store.notices import Notices
+from step_exporter.store.prepare import Prepared, Rejected
+from step_exporter.store.processes import Account
+from step_exporter.trees import LocalTrees
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_URL = "sqlite:///steps.db"
+
+
+class DropReason(StrEnum):
+    """Why spans were dropped: there are no other reasons."""
+
+    AFTER_SHUTDOWN = "after_shutdown"
+    """They ended after shutdown."""
+    CONFIGURATION = "configuration"
+    """A setting cannot be used, so that nothing is known of where to write."""
+    DATABASE = "database"
+    """The database cannot be used, and there is no spool."""
+    SPOOL_FULL = "spool_full"
+    """The database cannot be used, and the spool holds as much as it may."""
+    SPOOL = "spool"
+    """The database cannot be used, and neither can the spool."""
+    QUEUE_FULL = "queue_full"
+    """More spans ended than were written meanwhile (``StepSpanProcessor``)."""
+    DEADLINE = "deadline"
+    """At the deadline of shutdown they were neither written nor spooled (``StepSpanProcessor``)."""
+    UNREADABLE = "unreadable"
+    """No spans."""
+    ERROR = "error"
+    """Anything else: a defect of this package, or memory that ran out."""
+
+
+_COUNTED = " (further ones are counted in stats())"
+_PAUSE_S = 1.0
+"""After a failure the database is left alone for so long, doubled each time: an app that exports span by span must not
+wait for each."""
+_MAX_PAUSE_S = 30.0
+_ADOPT_S = 30.0
+"""How often spools of processes that are gone are looked for."""
+_SPOOL_WAIT_S = 0.5
+_BRING_IN = 2_000
+"""Facts out of the own spool that one export brings in."""
+
+
+class ExporterStats(NamedTuple):
+    """What became of the spans that an exporter was given since it was made (or its process forked).
+
+    ``seen`` = ``committed`` + ``spooled`` + ``let_go`` + ``waiting`` + the sum of ``dropped``, whenever no export is
+    going on.
+    """
+
+    seen: int
+    committed: int
+    """In the database, quarantine included."""
+    let_go: int
+    """Of trees without an agent, LLM request or tool."""
+    waiting: int
+    """In memory, until their tree turns out to be one or the other."""
+    dropped: Mapping[str, int]
+    """By reason (``DropReason``)."""
+    duplicates: int
+    """Of the committed, how many were in the database already."""
+    collisions: int
+    """Of the committed, how many differ from another span with their id; one of the two is in the quarantine."""
+    quarantined: int
+    """Of the committed, how many could not be stored as rows."""
+    exporters: int
+    """How many of this process write to the same database, through one writer; 0 while this one is not open."""
+    spooled: int = 0
+    """On this machine's disk, because the database could not be used; brought in as soon as it can be."""
+    adopted: int = 0
+    """Spans of processes that are gone, brought in out of their spools. No part of ``seen``."""
+
+
+class StepSpanExporter(SpanExporter):
+    """Stores spans of AI agents as steps. Thread-safe; survives forks; never raises.
+
+    Making one connects to nothing: the database is opened, and its tables made, at the first export.
+    """
+
+    def __init__(
+        self,
+        url: DatabaseURL | None = None,
+        *,
+        content: str | bool | None = None,
+        redact: Redact | None = None,
+        record: str | None = None,
+        spool: str | os.PathLike[str] | bool | None = None,
+    ) -> None:
+        """
+        Args:
+            url: A SQLite or PostgreSQL URL, or the path of a SQLite file. Default: ``OTEL_EXPORTER_STEPS_URL``, else
+                ``sqlite:///steps.db``.
+            content: ``"off"`` stores no prompt, answer, tool argument or result, no error message and no traceback.
+                Default: ``OTEL_EXPORTER_STEPS_CONTENT``, else ``"on"``.
+            redact: Is given the name of an attribute and each text in it, and returns the text to store.
+            record: ``"all"`` also keeps spans of local trees without an agent, LLM request or tool. Default:
+                ``OTEL_EXPORTER_STEPS_RECORD``, else ``"steps"``.
+            spool: The directory in which spans wait on disk while the database cannot be used, or ``"off"``. Default:
+                ``OTEL_EXPORTER_STEPS_SPOOL``, else ``$XDG_STATE_HOME/step_exporter``.
+        """
+        self._url = url
+        self._content = content
+        self._redact = redact
+        self._record = record
+        self._spool_home = spool
+        self._shared: SharedWriter | None = None
+        self._settings: _Settings | None = None
+        self._closed = False
+        self._renew()
+        _exporters.add(self)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
+        self._renew()
+
+    def _renew(self) -> None:
+        """The state of a process: made anew in a forked child, where the parent's spans and counts are none of ours
+        and its locks may be held by threads that do not exist."""
+        self._lock = threading.RLock()
+        self._busy = False
+        self._late: list[Sequence[ReadableSpan]] = []
+        self._counting = threading.RLock()
+        self._seen = 0
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._dropped_at_flush = 0
+        self._convert = SpanConverter()
+        self._trees = LocalTrees()
+        self._notices = Notices(_log)
+        self._retry_at = 0.0
+        self._pause_s = _PAUSE_S
+        self._adopt_at = 0.0
+        self._spooling = threading.Lock()
+        self._spool: Spool | None = None
+        self._metrics: Metrics | None = None
+
+    # The SDK's side
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Store spans. Success means committed, let go, or waiting for what becomes of their tree.
+
+        Never raises, but for the app's own Ctrl-C or exit that arrives meanwhile on its main thread.
+        """
+        if self._closed:
+            self.refuse(len(spans), DropReason.AFTER_SHUTDOWN)
+            return SpanExportResult.FAILURE
+        with self._lock:
+            if self._busy:  # a signal handler ended a span while this thread was in here
+                self._late.append(spans)
+                return SpanExportResult.SUCCESS
+            self._busy = True
+            try:
+                self._metrics = self._metrics or exporter_metrics()
+                with self._metrics.operation(len(spans)) as operation:
+                    stored = self._take(lambda: self._store(spans), len(spans))
+                    operation.failed = not stored
+                while self._late:
+                    late = self._late.pop()
+                    stored &= self._take(lambda late=late: self._store(late), len(late))
+            finally:
+                self._busy = False
+        return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Whether all that was exported is in the database, none dropped since the last call. Waits for an export."""
+        if not self._lock.acquire(timeout=max(0, timeout_millis) / 1000):
+            return False
+        try:
+            dropped = self._dropped.total()
+            before, self._dropped_at_flush = self._dropped_at_flush, dropped
+            return dropped == before and not (self._late or self._counts["spooled"])
+        finally:
+            self._lock.release()
+
+    def shutdown(self, timeout_millis: int = 30_000) -> None:
+        """Write what waits and close the database. What is exported afterwards is counted and dropped."""
+        with self._counting:
+            if self._closed:
+                return
+            self._closed = True
+        if not self._lock.acquire(timeout=max(0, timeout_millis) / 1000):
+            _log.warning("step_exporter: an export was still going on at the end of shutdown's %d ms", timeout_millis)
+            self._keep(self._trees.drain(), [])  # the export is in the database's hands, and done with these
+            return
+        try:
+            self._take(self._drain, 0)
+            if self._spool is not None:
+                self._spool.close()
+            if self._shared is not None:
+                self._shared.release(id(self), self._account(), is_reachable=self._retry_at == 0.0)
+                self._shared = None
+        finally:
+            self._lock.release()
+
+    def stats(self) -> ExporterStats:
+        """What became of the spans so far."""
+        with self._counting:
+            shared = self._shared
+            return ExporterStats(
+                seen=self._seen,
+                committed=self._counts["committed"],
+                let_go=self._counts["let_go"],
+                waiting=self._trees.waiting,
+                dropped=dict(self._dropped),
+                duplicates=self._counts["duplicates"],
+                collisions=self._counts["collisions"],
+                quarantined=self._counts["quarantined"],
+                exporters=shared.users if shared is not None else 0,
+                spooled=self._counts["spooled"],
+                adopted=self._counts["adopted"],
+            )
+
+    # The processor's side
+
+    def export_open(self, spans: Sequence[ReadableSpan]) -> bool:
+        """Put spans that have not ended down as open. Whether they are in the database: they are never spooled."""
+        with self._lock:
+            opened: list[bool] = []
+            self._take(lambda: opened.append(self._store_open(spans)), 0)
+            return opened == [True]
+
+    def tend(self) -> None:
+        """Bring in what waits in spools, and say that this process lives: for quiet times."""
+        with self._lock:
+            if self._shared is not None and not self._closed and time.monotonic() >= self._retry_at:
+                self._take(self._tend, 0)
+
+    def rescue(self, spans: Sequence[ReadableSpan], *, are_new: bool = True) -> None:
+        """Spool spans past an export that hangs. Waits for nothing but the disk.
+
+        ``are_new``: whether they were not given to ``export`` before.
+        """
+        given = len(spans) if are_new else 0
+        with self._counting:
+            self._seen += given
+        try:
+            settings = self._settings or self._read_settings()
+            raws = self._prepared(self._converted(spans, SpanConverter()), settings)
+            self._spool_rows([spooled(raw) for raw in raws], None)
+        except Exception as error:
+            reason = _reason(error)
+            self._notices.say(reason, "step_exporter: spans could not be spooled: %s%s", cause(error), _COUNTED)
+            with self._counting:
+                self._dropped[reason] += given
+
+    # Storing
+
+    def _store(self, spans: Sequence[ReadableSpan]) -> None:
+        settings, shared = self._opened()
+        self._store_raws(self._prepared(self._converted(spans, self._convert), settings), settings, shared)
+
+    def _store_open(self, spans: Sequence[ReadableSpan]) -> bool:
+        settings, shared = self._opened()
+        self._may_try()
+        try:
+            shared.make_ready()
+            process_id = shared.process()
+        except BaseException:
+            self._pause()
+            raise
+        raws = [
+            raw._replace(ended=False, end_ns=None, process_id=process_id)
+            for raw in self._prepared(self._converted(spans, self._convert), settings)
+        ]
+        self._store_raws(raws, settings, shared)
+        return self._retry_at == 0.0
+
+    def _store_raws(self, raws: list[RawSpan], settings: _Settings, shared: SharedWriter) -> None:
+        prepared, rejected = shared.writer.prepare(raws)
+        if not settings.everything:
+            prepared, let_go = self._trees.add(prepared)
+            self._counts["let_go"] += let_go
+        self._commit(prepared, rejected)
+
+    def _prepared(self, raws: list[RawSpan], settings: _Settings) -> list[RawSpan]:
+        """The spans as they may be stored."""
+        if not settings.content:
+            raws = [strip(raw) for raw in raws]
+        if settings.redact is not None:
+            raws = [redacted(raw, settings.redact) for raw in raws]
+        return raws
+
+    def _opened(self) -> tuple[_Settings, SharedWriter]:
+        settings = self._settings or self._read_settings()
+        if self._shared is None:
+            self._shared = acquire(settings.url)
+        return settings, self._shared
+
+    def _drain(self) -> None:
+        self._commit(self._trees.drain(), [])
+        if self._shared is not None and self._counts["spooled"] and time.monotonic() >= self._retry_at:
+            self._tend()
+
+    def _commit(self, prepared: list[Prepared], rejected: list[Rejected]) -> None:
+        """Write, and spool what cannot be written, in transactions of their own: each is committed or spooled whole."""
+        shared = self._shared
+        if shared is None or not (prepared or rejected):
+            return
+        parts: list[tuple[list[Prepared], list[Rejected]]] = [
+            *(([], rejected[at : at + MAX_BATCH]) for at in range(0, len(rejected), MAX_BATCH)),
+            *((prepared[at : at + MAX_BATCH], []) for at in range(0, len(prepared), MAX_BATCH)),
+        ]
+        while parts:
+            spans, refused = parts[0]
+            try:
+                self._may_try()
+                result = shared.make_ready().commit(spans, refused)
+            except BaseException as error:
+                if not isinstance(error, _LeftAloneError):
+                    self._pause()
+                for spans, refused in parts:
+                    self._keep(spans, refused, error)
+                raise
+            del parts[0]
+            self._count(result, sum(item.encoded.raw.ended for item in spans) + len(refused))
+        self._retry_at, self._pause_s = 0.0, _PAUSE_S
+        if self._counts["spooled"] or time.monotonic() >= self._adopt_at:
+            self._tend()
+
+    def _may_try(self) -> None:
+        if time.monotonic() < self._retry_at:
+            raise _LeftAloneError
+
+    def _pause(self) -> None:
+        self._retry_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
+
+    # The spool
+
+    def _keep(self, prepared: list[Prepared], rejected: list[Rejected], error: BaseException | None = None) -> None:
+        """Spool what could not be committed, or count it as dropped."""
+        self._spool_rows(spooled_all(prepared, rejected), error)
+
+    def _spool_rows(self, rows: list[Rejected], error: BaseException | None) -> None:
+        if not rows:
+            return
+        mine = self._spooling.acquire(timeout=_SPOOL_WAIT_S)  # held while its facts go to a database that may hang
+        try:
+            kept = 0
+            reason = _reason(error) if error is not None else DropReason.DATABASE
+            spool = (self._spool if mine else None) or self._make_spool()
+            if spool is not None:
+                reason = DropReason.SPOOL_FULL
+                try:
+                    kept = spool.put(rows)
+                except Exception as failure:
+                    reason = DropReason.SPOOL
+                    self._notices.say(reason, "step_exporter: spans are lost: %s%s", cause(failure), _COUNTED)
+                if mine:
+                    self._spool = spool
+                else:
+                    spool.close()
+            with self._counting:
+                self._counts["spooled"] += kept
+                if kept < len(rows):
+                    self._dropped[reason] += len(rows) - kept
+        finally:
+            if mine:
+                self._spooling.release()
+
+    def _make_spool(self) -> Spool | None:
+        directory = self._spool_directory()
+        return None if directory is None else Spool(directory)
+
+    def _spool_directory(self) -> Path | None:
+        settings = self._settings
+        if settings is None or settings.spool is False:
+            return None
+        return spool_directory(settings.url, settings.spool)
+
+    def _account(self) -> Account:
+        counts = self._counts
+        dropped = {str(reason): count for reason, count in self._dropped.items()}
+        return Account(self._seen, counts["committed"], counts["spooled"], dropped)
+
+    def _tend(self) -> None:
+        """Bring in what waits here and what others left, and say that this process lives."""
+        shared = self._shared
+        if shared is None:
+            return
+
+        def write(raws: Sequence[RawSpan], rejected: Sequence[Rejected]) -> None:
+            prepared, refused = shared.writer.prepare(raws)
+            self._count(shared.writer.commit(prepared, [*refused, *rejected]), 0)
+
+        try:
+            shared.make_ready()
+            shared.beat(id(self), self._account())
+            with self._spooling:
+                if self._spool is not None:
+                    brought = self._spool.bring_in(write, _BRING_IN)
+                    with self._counting:
+                        self._counts["spooled"] -= brought
+                        self._counts["committed"] += brought
+            if time.monotonic() >= self._adopt_at:
+                self._adopt_at = time.monotonic() + _ADOPT_S
+                directory = self._spool_directory()
+                if directory is not None and directory.is_dir():
+                    self._counts["adopted"] += adopt(directory, write)
+        except BaseException:
+            self._pause()
+            raise
+
+    def _converted(self, spans: Sequence[ReadableSpan], convert: SpanConverter) -> list[RawSpan]:
+        raws: list[RawSpan] = []
+        for span in spans:
+            try:
+                raws.append(convert(span))
+            except Exception as error:  # no span of the SDK's
+                self._dropped[DropReason.UNREADABLE] += 1
+                self._notices.say(
+                    DropReason.UNREADABLE, "step_exporter: a span cannot be read: %s%s", cause(error), _COUNTED
+                )
+        return raws
+
+    def _read_settings(self) -> _Settings:
+        self._settings = _Settings.of(self._url, self._content, self._redact, self._record, self._spool_home)
+        return self._settings
+
+    # Faults and counts
+
+    def _take(self, work: Callable[[], None], given: int) -> bool:
+        """Do work on so many new spans; whether none was dropped. What it did not account for was lost to its error."""
+        with self._counting:
+            self._seen += given
+        before = self._dropped.total()
+        token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as raised:  # asyncio.CancelledError would end the SDK's worker for good
+            error = raised
+        finally:
+            detach(token)
+        reason = _reason(error)
+        with self._counting:
+            counts = self._counts
+            accounted = counts["committed"] + counts["spooled"] + counts["let_go"] + self._trees.waiting
+            lost = self._seen - accounted - self._dropped.total()
+            if lost > 0:
+                self._dropped[reason] += lost
+            lost = self._dropped.total() - before
+        if error is not None:
+            place = f" at {self._shared.place}" if self._shared is not None else ""
+            spool = self._spool
+            kept = f", {spool.waiting} wait in {spool.directory}" if spool is not None and spool.waiting else ""
+            message = "step_exporter: spans could not be stored%s (%d dropped%s): %s%s"
+            if not isinstance(error, _LeftAloneError):  # said at the failure before
+                self._notices.say(reason, message, place, lost, kept, cause(error), _COUNTED)
+            if isinstance(error, KeyboardInterrupt | SystemExit) and _on_main_thread():
+                raise error
+        return self._dropped.total() == before
+
+    def refuse(self, given: int, reason: DropReason) -> None:
+        """Count spans as dropped that nobody will be given."""
+        with self._counting:
+            self._seen += given
+            self._dropped[reason] += given
+
+    def _count(self, result: WriteResult, committed: int) -> None:
+        self._counts["committed"] += committed
+        self._counts["duplicates"] += result.duplicates
+        self._counts["collisions"] += result.collisions
+        self._counts["quarantined"] += result.quarantined
+
+
+class _Settings(NamedTuple):
+    url: DatabaseURL
+    content: bool
+    redact: Redact | None
+    everything: bool
+    spool: str | os.PathLike[str] | Literal[False] | None
+    """Where spools are kept, if not in the user's state directory."""
+
+    @classmethod
+    def of(
+        cls,
+        url: DatabaseURL | None,
+        content: str | bool | None,
+        redact: Redact | None,
+        record: str | None,
+        spool: str | os.PathLike[str] | bool | None,
+    ) -> _Settings:
+        """Arguments, else environment variables, else defaults. Raises ``ConfigurationError``."""
+        get = os.environ.get
+        if redact is not None and not callable(redact):
+            raise ConfigurationError("redact must be a function of an attribute's name and a text in it")
+        return cls(
+            url if url is not None else get(environment.OTEL_EXPORTER_STEPS_URL) or DEFAULT_URL,
+            _choice("content", content, environment.OTEL_EXPORTER_STEPS_CONTENT, ("on", "off")) == "on",
+            redact,
+            _choice("record", record, environment.OTEL_EXPORTER_STEPS_RECORD, ("steps", "all")) == "all",
+            _home(spool),
+        )
+
+
+def _home(given: str | os.PathLike[str] | bool | None) -> str | os.PathLike[str] | Literal[False] | None:
+    value = given if given is not None else os.environ.get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None
+    if isinstance(value, str) and value.strip().lower() in ("on", "off"):
+        value = value.strip().lower() == "on"
+    return None if value is True else value
+
+
+class _LeftAloneError(DatabaseError):
+    """The database is left alone for a moment after a failure."""
+
+
+def _choice(name: str, given: str | bool | None, variable: str, choices: tuple[str, str]) -> str:
+    value = given if given is not None else os.environ.get(variable) or choices[0]
+    if isinstance(value, bool) and "on" in choices:  # YAML reads on and off so
+        value = "on" if value else "off"
+    word = str(value).strip().lower()
+    if word not in choices:
+        source = name if given is not None else variable
+        raise ConfigurationError(f"{source} is {value!r}; it is {choices[0]!r} or {choices[1]!r}")
+    return word
+
+
+def _reason(error: BaseException | None) -> str:
+    if isinstance(error, ConfigurationError):
+        return DropReason.CONFIGURATION
+    return DropReason.DATABASE if isinstance(error, StepExporterError) else DropReason.ERROR
+
+
+def _on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+_exporters: weakref.WeakSet[StepSpanExporter] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for exporter in tuple(_exporters):
+        exporter.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

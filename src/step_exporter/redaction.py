@@ -1,0 +1,51 @@
+"""Changes texts before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from step_exporter.facts import AttributeValue, RawSpan
+
+Redact = Callable[[str, str], str]
+"""Takes the name of an attribute and a text in it, gives the text to store."""
+
+FAILED = "[redaction failed]"
+SPAN_NAME = "span.name"
+STATUS_MESSAGE = "status.message"
+"""The names under which a span's name and its status message are given."""
+
+
+def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
+    """The span with every text in its attributes, events, links, name and status message given to ``redact``.
+
+    Texts within sequences and mappings are given one by one, under the attribute's name. Where ``redact`` raises or
+    gives anything but a text, the text is replaced: what might be a secret is not stored.
+    """
+
+    def text(name: str, value: str) -> str:
+        try:
+            result = cast(object, redact(name, value))
+        except Exception:
+            return FAILED
+        return result if isinstance(result, str) else FAILED
+
+    def value_of(name: str, value: AttributeValue) -> AttributeValue:
+        if isinstance(value, str):
+            return text(name, value)
+        if isinstance(value, tuple | list):
+            return tuple(value_of(name, item) for item in cast("tuple[Any, ...]", value))
+        if isinstance(value, Mapping):
+            return {key: value_of(name, item) for key, item in cast("Mapping[str, Any]", value).items()}
+        return value
+
+    def all_of(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+        return {key: value_of(key, value) for key, value in attributes.items()}
+
+    return raw._replace(
+        name=text(SPAN_NAME, raw.name),
+        status_message=None if raw.status_message is None else text(STATUS_MESSAGE, raw.status_message),
+        attributes=all_of(raw.attributes),
+        events=tuple(event._replace(attributes=all_of(event.attributes)) for event in raw.events),
+        links=tuple(link._replace(attributes=all_of(link.attributes)) for link in raw.links),
+    )

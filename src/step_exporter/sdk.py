@@ -1,0 +1,111 @@
+"""From the SDK's ``ReadableSpan`` to ``RawSpan``, by its public attributes only."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar, cast
+
+from opentelemetry.sdk.resources import Resource as SdkResource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from step_exporter.facts import AttributeValue, Event, Link, RawSpan, Resource, Scope
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _ByIdentity(Generic[K, V]):
+    """Converts an object once, as long as it lives: every span of a tracer shares its resource and scope. Bounded."""
+
+    def __init__(self, convert: Callable[[K], V], bound: int = 256) -> None:
+        self._convert = convert
+        self._bound = bound
+        self._known: OrderedDict[int, tuple[K, V]] = OrderedDict()
+
+    def __call__(self, source: K) -> V:
+        known = self._known.get(id(source))
+        if known is not None and known[0] is source:
+            return known[1]
+        converted = self._convert(source)
+        self._known[id(source)] = (source, converted)  # holds the object, so that its id is not used again
+        if len(self._known) > self._bound:
+            self._known.popitem(last=False)
+        return converted
+
+
+class SpanConverter:
+    """Converts spans of the SDK. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._resource = _ByIdentity(_resource)
+        self._scope = _ByIdentity(_scope)
+
+    def __call__(self, span: ReadableSpan) -> RawSpan:
+        """The span as plain values. It has ended: only such spans are exported."""
+        context = span.get_span_context()
+        parent = span.parent
+        status = span.status
+        scope = span.instrumentation_scope
+        events = span.events
+        links = span.links
+        return RawSpan(
+            trace_id=f"{context.trace_id:032x}" if context is not None else "",
+            span_id=f"{context.span_id:016x}" if context is not None else "",
+            parent_span_id=f"{parent.span_id:016x}" if parent is not None else None,
+            name=span.name,
+            kind=span.kind.name.lower(),
+            start_ns=span.start_time,
+            end_ns=span.end_time,
+            status_code=status.status_code.name.lower(),
+            status_message=status.description,
+            attributes=_attributes(span.attributes),
+            events=tuple(map(_event, events)) if events else (),
+            links=tuple(map(_link, links)) if links else (),
+            resource=self._resource(span.resource),
+            scope=self._scope(scope) if scope is not None else _NO_SCOPE,
+            trace_flags=int(context.trace_flags) if context is not None else 0,
+            trace_state=context.trace_state.to_header() if context is not None and context.trace_state else "",
+            parent_is_remote=parent.is_remote if parent is not None else None,
+            dropped_attributes=span.dropped_attributes,
+            dropped_events=span.dropped_events,
+            dropped_links=span.dropped_links,
+        )
+
+
+_NO_SCOPE = Scope()
+
+
+def _attributes(attributes: Mapping[str, Any] | None) -> dict[str, AttributeValue]:
+    """A copy. ``copy`` of the mapping proxy and what is below it takes 0.8 µs, ``dict`` of it 3."""
+    if not attributes:
+        return {}
+    copy = getattr(attributes, "copy", None)
+    copied = copy() if copy is not None else attributes
+    return cast("dict[str, AttributeValue]", copied) if type(copied) is dict else dict(copied)
+
+
+def _event(event: Any) -> Event:
+    return Event(event.name, event.timestamp, _attributes(event.attributes), getattr(event, "dropped_attributes", 0))
+
+
+def _link(link: Any) -> Link:
+    context = link.context
+    return Link(
+        trace_id=f"{context.trace_id:032x}",
+        span_id=f"{context.span_id:016x}",
+        trace_state=context.trace_state.to_header() if context.trace_state else "",
+        attributes=_attributes(link.attributes),
+        dropped_attributes=getattr(link, "dropped_attributes", 0),
+        flags=int(context.trace_flags),
+    )
+
+
+def _resource(resource: SdkResource) -> Resource:
+    return Resource(_attributes(resource.attributes), resource.schema_url or "")
+
+
+def _scope(scope: InstrumentationScope) -> Scope:
+    attributes = getattr(scope, "attributes", None)  # since SDK 1.29
+    return Scope(scope.name or "", scope.version or "", _attributes(attributes), scope.schema_url or "")

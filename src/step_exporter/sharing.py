@@ -1,0 +1,129 @@
+"""One writer per process and database: a second exporter on the same URL attaches to the first.
+
+Two would only wait for each other, and each would have to read what the other wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+
+from sqlalchemy import Engine
+
+from step_exporter.store.engine import DatabaseURL, create_sync_engine, display_url, sqlite_path, sync_url
+from step_exporter.store.failures import cause
+from step_exporter.store.ingest import Writer
+from step_exporter.store.processes import HEARTBEAT_S, Account, find_abandoned, heartbeat, register
+from step_exporter.store.schema import ensure_schema
+
+_log = logging.getLogger(__name__)
+
+
+class SharedWriter:
+    """A writer, its engine, and how many use it."""
+
+    def __init__(self, key: str, engine: Engine, place: str) -> None:
+        self.key = key
+        self.engine = engine
+        self.place = place
+        """The URL for people to read, passwords masked."""
+        self.writer = Writer(engine)
+        self.users = 0
+        self.is_ready = False
+        self.lock = threading.Lock()
+        self._process_id: str | None = None
+        self._beaten_at = 0.0
+        self._accounts: dict[int, Account] = {}
+
+    def make_ready(self) -> Writer:
+        """Connect, make the tables, and look for what processes that are gone left open, once. Raises
+        ``DatabaseError``."""
+        with self.lock:
+            if not self.is_ready:
+                ensure_schema(self.engine)
+                try:
+                    find_abandoned(self.engine, self.writer)
+                except Exception as error:  # the next one that looks may have more luck
+                    _log.warning("step_exporter could not look for abandoned spans: %s", cause(error))
+                self.is_ready = True
+        return self.writer
+
+    def process(self) -> str:
+        """The id of this process in ``processes``, put down at the first call."""
+        with self.lock:
+            if self._process_id is None:
+                self._process_id = register(self.engine)
+                self._beaten_at = time.monotonic()
+            return self._process_id
+
+    def beat(self, user: int, account: Account) -> None:
+        """Say that this process lives and what became of its spans, if it put itself down and it is time to.
+
+        ``user`` tells the accounts of several exporters apart.
+        """
+        with self.lock:
+            self._accounts[user] = account
+            if self._process_id is not None and time.monotonic() - self._beaten_at >= HEARTBEAT_S:
+                self._beaten_at = time.monotonic()
+                heartbeat(self.engine, self._process_id, self._account())
+
+    def _account(self) -> Account:
+        dropped = Counter[str]()
+        for account in self._accounts.values():
+            dropped.update(account.dropped)
+        seen, committed, spooled = (sum(numbers) for numbers in list(zip(*self._accounts.values(), strict=True))[:3])
+        return Account(seen, committed, spooled, dict(dropped))
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, which is another process."""
+        self.lock = threading.Lock()
+        self._process_id = None
+        self._accounts = {}
+        self.writer.after_fork()
+
+    def release(self, user: int, account: Account, *, is_reachable: bool = True) -> None:
+        """One user less; the last one says that the process ends, if the database can be reached, and closes the
+        connections."""
+        self._accounts[user] = account
+        with _lock:
+            self.users -= 1
+            if self.users:
+                return
+            _shared.pop(self.key, None)
+        if self._process_id is not None and is_reachable:
+            try:
+                heartbeat(self.engine, self._process_id, self._account(), ended=True)
+            except Exception as error:  # whoever looks will find the process gone
+                _log.debug("step_exporter could not say that it ends: %s", cause(error))
+        self.engine.dispose()
+
+
+_lock = threading.Lock()
+_shared: dict[str, SharedWriter] = {}
+
+
+def acquire(url: DatabaseURL) -> SharedWriter:
+    """The writer for a database; ``release`` it in the end. Connects to nothing. Raises ``ConfigurationError``."""
+    path = sqlite_path(url)
+    key = str(path) if path is not None else sync_url(url).render_as_string(hide_password=False)
+    with _lock:
+        shared = _shared.get(key)
+        if shared is None:
+            shared = _shared[key] = SharedWriter(key, create_sync_engine(url), display_url(url))
+        shared.users += 1
+        return shared
+
+
+def _after_fork_in_child() -> None:
+    """Locks may be held by threads that are not here; connections are the parent's (``store.engine`` sees to them)."""
+    global _lock
+    _lock = threading.Lock()
+    for shared in _shared.values():
+        shared.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

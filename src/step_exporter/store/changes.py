@@ -1,0 +1,42 @@
+"""Writes what a derivation changed: rows of ``steps``, ``step_metrics``, ``runs`` and ``messages``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import itemgetter
+
+from sqlalchemy import Connection
+
+from step_exporter.derive.rows import Changes, MessageRow, RunRow, StepMetricsRow, StepRow
+from step_exporter.store.bulk import Statements
+
+STEPS = (*StepRow._fields[:-1], "created_at", "updated_at")
+METRICS = StepMetricsRow._fields
+RUNS = (*RunRow._fields[:-1], "created_at", "updated_at")
+MESSAGES = MessageRow._fields
+
+_key = itemgetter(0, 1)
+
+
+def write_changes(conn: Connection, sql: Statements, changes: Iterable[tuple[str, Changes]]) -> None:
+    """Write the changes of several traces (id, changes): what is gone first, then every row that is new or other.
+
+    Rows are sorted by key: neighbours go to neighbouring pages, and two writers never wait for each other in turn.
+    """
+    changes = list(changes)
+    now = sql.now()
+    time = sql.time
+    for table, deleted in (
+        ("messages", [(trace, key) for trace, change in changes for key in change.deleted_messages]),
+        ("steps", [(trace, key) for trace, change in changes for key in change.deleted_steps]),
+        ("runs", [(trace, key) for trace, change in changes for key in change.deleted_runs]),
+    ):
+        sql.delete(conn, table, sorted(deleted))
+    steps = [(*row[:-1], time(row.created_ns), now) for _, change in changes for row in change.steps]
+    sql.upsert(conn, "steps", STEPS, sorted(steps, key=_key))
+    metrics = [row for _, change in changes for row in change.step_metrics]
+    sql.upsert(conn, "step_metrics", METRICS, sorted(metrics, key=_key))
+    runs = [(*row[:-1], time(row.created_ns), now) for _, change in changes for row in change.runs]
+    sql.upsert(conn, "runs", RUNS, sorted(runs, key=_key))
+    messages = [row for _, change in changes for row in change.messages]
+    sql.upsert(conn, "messages", MESSAGES, sorted(messages, key=_key))

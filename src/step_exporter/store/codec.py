@@ -1,0 +1,411 @@
+"""A span as rows of ``spans``, ``resources`` and ``contents``, and back: facts → rows → facts is the identity.
+
+The attributes are canonical JSON (``values``). A content value is taken apart (``conventions.content``): in its
+place the JSON has ``{"$content": [last hash, *form]}``, its elements go to ``contents``, once per trace.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+from step_exporter.conventions.content import (
+    ContentMemo,
+    Contents,
+    chain,
+    put_together,
+    side_hashes,
+    take_apart,
+)
+from step_exporter.facts import AttributeValue, Content, ContentValue, Event, Link, RawSpan, Resource, Scope
+from step_exporter.store import values
+from step_exporter.store.safety import is_safe, is_too_long, made_safe, safe_source, shortened
+
+
+class SpanRow(NamedTuple):
+    """A row of ``spans``: the fields are the columns. JSON columns are canonical text."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    kind: str
+    start_ns: int | None
+    end_ns: int | None
+    state: str
+    status_code: str
+    status_message: str | None
+    process_id: str | None
+    abandoned_ns: int | None
+    resource: str | None
+    scope: str | None
+    trace_flags: int
+    trace_state: str | None
+    parent_is_remote: bool | None
+    attributes: str
+    events: str | None
+    links: str | None
+    dropped_attributes: int
+    dropped_events: int
+    dropped_links: int
+    flags: str | None
+    service_name: str | None
+    service_instance_id: str | None
+    # what reading makes of it
+    role: str
+    convention: str | None
+    # what the store knows of it
+    collisions: int
+    revision: int
+
+
+FACT = slice(0, SpanRow._fields.index("role"))
+"""The columns that are the fact itself; two rows equal in these are the same fact."""
+
+
+class Source(NamedTuple):
+    """A resource or scope, ready to store."""
+
+    value: Resource | Scope
+    """Safe."""
+    hash: str
+    body: str
+    service_name: str | None
+    service_instance_id: str | None
+
+
+class Encoded(NamedTuple):
+    """A span ready to store."""
+
+    raw: RawSpan
+    """What is stored: the span as it came, made safe."""
+    contents: Contents
+    row: SpanRow
+    """With role ``other``, for the reader to replace."""
+    sources: tuple[Source, Source]
+    elements: tuple[Content, ...]
+    has_escapes: bool
+    """Whether reading may give texts that no database takes: NUL or lone surrogates."""
+
+
+class Sources:
+    """Remembers encoded resources and scopes by identity, as thousands of spans share each. Bounded."""
+
+    def __init__(self, bound: int = 1024) -> None:
+        self._bound = bound
+        self._known: OrderedDict[int, tuple[Resource | Scope, Source]] = OrderedDict()
+
+    def __call__(self, source: Resource | Scope) -> Source:
+        """The resource or scope, encoded."""
+        known = self._known.get(id(source))
+        if known is not None and known[0] is source:
+            return known[1]
+        encoded = encode_source(source)
+        self._known[id(source)] = (source, encoded)  # holds the object, so that its id is not used again
+        if len(self._known) > self._bound:
+            self._known.popitem(last=False)
+        return encoded
+
+
+def encode_source(source: Resource | Scope) -> Source:
+    """A resource or scope with its hash: the first half of the SHA-256 of its canonical JSON."""
+    safe = safe_source(source)
+    if safe == source:
+        safe = source  # the spans that carry it need not be changed
+    fields: dict[str, AttributeValue] = safe._asdict()
+    body = values.encode({key: value for key, value in fields.items() if value or key in ("attributes", "name")})
+    digest = sha256(body.encode()).hexdigest()[:32]
+    if isinstance(safe, Scope):
+        return Source(safe, digest, body, None, None)
+    name, instance = (safe.attributes.get(key) for key in ("service.name", "service.instance.id"))
+    return Source(
+        safe,
+        digest,
+        body,
+        values.visible(name) if isinstance(name, str) else None,
+        values.visible(instance) if isinstance(instance, str) else None,
+    )
+
+
+def decode_source(body: str) -> Resource | Scope:
+    """The resource or scope of a row of ``resources``; a scope has a name, if an empty one."""
+    fields: dict[str, Any] = values.decode(body)
+    return Scope(**fields) if "name" in fields else Resource(**fields)
+
+
+# To rows
+
+
+def encode(raw: RawSpan, sources: Sources, memo: ContentMemo | None = None) -> Encoded:
+    """The span as rows. Its ids must be valid (``safety.bad_id``); all else may be anything."""
+    if not is_safe(raw):
+        raw = made_safe(raw)
+    while True:
+        contents = take_apart(raw, memo)
+        attributes, hidden = _attributes_text(raw, contents)
+        events = _events_text(raw, contents) if raw.events else None
+        if not is_too_long(attributes, events, contents):
+            break
+        shorter = shortened(raw, contents)
+        if shorter is raw:
+            break
+        raw = shorter
+    resource, scope = sources(raw.resource), sources(raw.scope)
+    if resource.value is not raw.resource or scope.value is not raw.scope:
+        raw = raw._replace(resource=cast(Resource, resource.value), scope=cast(Scope, scope.value))
+    elements = _elements(contents)
+    row = SpanRow(  # by position: 30 keywords cost 3 µs
+        raw.trace_id,
+        raw.span_id,
+        raw.parent_span_id,
+        values.visible(raw.name) if hidden else raw.name,
+        raw.kind,
+        raw.start_ns,
+        raw.end_ns,
+        "ended" if raw.ended else "open",
+        raw.status_code,
+        values.visible(raw.status_message) if hidden and raw.status_message else raw.status_message,
+        raw.process_id,
+        raw.abandoned_ns,
+        resource.hash,
+        scope.hash,
+        raw.trace_flags,
+        (values.visible(raw.trace_state) if hidden else raw.trace_state) or None,
+        raw.parent_is_remote,
+        attributes,
+        events,
+        _links_text(raw.links) if raw.links else None,
+        raw.dropped_attributes,
+        raw.dropped_events,
+        raw.dropped_links,
+        values.encode_value(raw.flags) if raw.flags else None,
+        resource.service_name,
+        resource.service_instance_id,
+        "other",
+        None,
+        raw.collisions,
+        0,
+    )
+    has_escapes = hidden or _has_escapes(attributes, events, resource.body, elements)
+    return Encoded(raw, contents, row, (resource, scope), elements, has_escapes)
+
+
+_NO_CONTENT: dict[str, ContentValue] = {}
+_NAME, _MESSAGE, _STATE = "\0name", "\0status_message", "\0trace_state"
+"""Where the attributes hide a text that its own column cannot hold. No attribute's name begins with NUL."""
+
+
+def _attributes_text(raw: RawSpan, contents: Contents) -> tuple[str, bool]:
+    """The attributes as stored, and whether other texts of the span are hidden in them."""
+    attributes = raw.attributes
+    if contents.consumed:
+        attributes = {key: value for key, value in attributes.items() if key not in contents.consumed}
+    clean = values.is_clean
+    if clean(raw.name) and clean(raw.status_message or "") and clean(raw.trace_state):
+        return values.encode(attributes, _placeholders(contents.attributes)), False
+    texts = ((_NAME, raw.name), (_MESSAGE, raw.status_message), (_STATE, raw.trace_state))
+    hidden = {key: text for key, text in texts if text and not clean(text)}
+    return values.encode({**attributes, **hidden}, _placeholders(contents.attributes)), True
+
+
+def _placeholders(content: Mapping[str, ContentValue]) -> dict[str, object]:
+    return {key: {"$content": [chain(value)[-1].hash, *value.form]} for key, value in content.items()}
+
+
+def _events_text(raw: RawSpan, contents: Contents) -> str:
+    texts: list[str] = []
+    for number, event in enumerate(raw.events):
+        content = contents.events[number] if contents.events else _NO_CONTENT
+        attributes = event.attributes
+        if content:
+            attributes = {key: value for key, value in attributes.items() if key not in content}
+        dropped = f'"dropped_attributes":{event.dropped_attributes},' if event.dropped_attributes else ""
+        texts.append(
+            f'{{"attributes":{values.encode(attributes, _placeholders(content))},{dropped}'
+            f'"name":{values.encode_value(event.name)},"time_ns":{"null" if event.time_ns is None else event.time_ns}}}'
+        )
+    return f"[{','.join(texts)}]"
+
+
+def _links_text(links: Iterable[Link]) -> str:
+    texts = [
+        f'{{"attributes":{values.encode(link.attributes)},'
+        + values.encode({key: value for key, value in link._asdict().items() if key != "attributes"})[1:]
+        for link in links
+    ]
+    return f"[{','.join(texts)}]"
+
+
+def _elements(contents: Contents) -> tuple[Content, ...]:
+    if not contents.attributes and not contents.events:
+        return ()
+    found = [value.elements for value in contents.attributes.values()]
+    found += [value.elements for event in contents.events for value in event.values()]
+    return tuple(element for elements in found for element in elements)
+
+
+def _has_escapes(attributes: str, events: str | None, resource: str, elements: Iterable[Content]) -> bool:
+    """Whether a text holds an escape that parsing may turn into NUL or half a surrogate pair."""
+    return (
+        _has_escape(attributes)
+        or _has_escape(resource)
+        or (events is not None and _has_escape(events))
+        or any(_has_escape(element.body) for element in elements)
+    )
+
+
+def _has_escape(text: str) -> bool:
+    return ("\\" in text and any(escape in text for escape in _ESCAPES)) or text.startswith("\ue0ff")
+
+
+_ESCAPES = ("\\u", "\\U", "\\x", "\\0")
+"""JSON's, and Python's, as some attributes hold a repr."""
+
+
+# From rows
+
+
+def decode(
+    row: SpanRow, sources: Mapping[str, Resource | Scope], contents: Mapping[str, Content]
+) -> tuple[RawSpan, Contents]:
+    """The span of a row and its content values, as ``encode`` had them. An element of content that is not there
+    any more takes its value with it."""
+    taken: dict[str, ContentValue] = {}
+    attributes, consumed = _filled(orjson.loads(row.attributes), taken, contents)
+    name, message, state = row.name, row.status_message, row.trace_state or ""
+    if _NAME in attributes or _MESSAGE in attributes or _STATE in attributes:
+        name = attributes.pop(_NAME, name)
+        message = attributes.pop(_MESSAGE, message)
+        state = attributes.pop(_STATE, state)
+    events, event_contents = _decode_events(row.events, contents) if row.events else ((), ())
+    raw = RawSpan(
+        trace_id=row.trace_id,
+        span_id=row.span_id,
+        parent_span_id=row.parent_span_id,
+        name=name,
+        kind=row.kind,
+        start_ns=row.start_ns,
+        end_ns=row.end_ns,
+        ended=row.state == "ended",
+        status_code=row.status_code,
+        status_message=message,
+        attributes=attributes,
+        events=events,
+        links=_decode_links(row.links) if row.links else (),
+        resource=cast(Resource, sources.get(row.resource or "", Resource())),
+        scope=cast(Scope, sources.get(row.scope or "", Scope())),
+        trace_flags=row.trace_flags,
+        trace_state=state,
+        parent_is_remote=None if row.parent_is_remote is None else bool(row.parent_is_remote),
+        dropped_attributes=row.dropped_attributes,
+        dropped_events=row.dropped_events,
+        dropped_links=row.dropped_links,
+        process_id=row.process_id,
+        abandoned_ns=row.abandoned_ns,
+        flags=tuple(orjson.loads(row.flags)) if row.flags else (),
+        collisions=row.collisions,
+    )
+    return raw, Contents(taken, frozenset(consumed), event_contents)
+
+
+def has_escapes(row: SpanRow, resource: str, contents: Contents) -> bool:
+    """``Encoded.has_escapes`` of a stored span."""
+    return _has_escapes(row.attributes, row.events, resource, _elements(contents))
+
+
+def _filled(
+    stored: dict[str, Any], taken: dict[str, ContentValue], contents: Mapping[str, Content]
+) -> tuple[dict[str, AttributeValue], set[str]]:
+    """Attributes from parsed JSON, content values back in place (and in ``taken``), and the names of the latter."""
+    for key, value in list(stored.items()):
+        placeholder = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        if len(placeholder) == 1 and "$content" in placeholder:  # a real mapping of this form is within $object
+            del stored[key]
+            found = _collect(placeholder["$content"], contents)
+            if found is not None:
+                taken[key] = found
+    attributes = values.restore(stored)
+    if not taken:
+        return attributes, set()
+    restored: dict[str, AttributeValue] = {}
+    for key, value in taken.items():
+        restored.update(put_together(key, value))
+    return {**attributes, **restored}, set(restored)
+
+
+def _collect(placeholder: list[str], contents: Mapping[str, Content]) -> ContentValue | None:
+    last, *form = placeholder
+    elements: list[Content] = []
+    at: str | None = last
+    try:
+        while at is not None:
+            elements.append(contents[at])
+            at = contents[at].parent_hash
+        sides = [contents[side] for side in side_hashes(tuple(form))]
+    except KeyError:
+        return None
+    return ContentValue(tuple(form), (*reversed(elements), *sides))
+
+
+def _decode_events(
+    text: str, contents: Mapping[str, Content]
+) -> tuple[tuple[Event, ...], tuple[dict[str, ContentValue], ...]]:
+    events: list[Event] = []
+    taken: list[dict[str, ContentValue]] = []
+    for event in cast("list[dict[str, Any]]", orjson.loads(text)):
+        taken.append({})
+        attributes, _ = _filled(event["attributes"], taken[-1], contents)
+        events.append(
+            Event(
+                cast(str, values.restore_value(event["name"])),
+                event["time_ns"],
+                attributes,
+                event.get("dropped_attributes", 0),
+            )
+        )
+    return tuple(events), tuple(taken) if any(taken) else ()
+
+
+def _decode_links(text: str) -> tuple[Link, ...]:
+    return tuple(
+        Link(attributes=values.restore(link.pop("attributes")), **_fields(link))
+        for link in cast("list[dict[str, Any]]", orjson.loads(text))
+    )
+
+
+def _fields(stored: dict[str, Any]) -> dict[str, Any]:
+    return {key: values.restore_value(value) for key, value in stored.items()}
+
+
+# The fact itself
+
+
+def canonical(raw: RawSpan) -> bytes:
+    """The whole fact as canonical JSON: what collisions are decided by and what quarantine keeps.
+
+    What the store knows of it (collisions) is no part of it.
+    """
+    fact: dict[str, Any] = raw._asdict()
+    del fact["collisions"]
+    fact["events"] = tuple(event._asdict() for event in raw.events)
+    fact["links"] = tuple(link._asdict() for link in raw.links)
+    fact["resource"], fact["scope"] = raw.resource._asdict(), raw.scope._asdict()
+    return values.encode_value(fact).encode()
+
+
+def from_canonical(body: bytes) -> RawSpan:
+    """The fact of ``canonical``. Raises ``ValueError``, ``TypeError``, ``KeyError`` if it is none."""
+    fact = cast("dict[str, Any]", values.restore_value(orjson.loads(body)))
+    fact["events"] = tuple(Event(**event) for event in fact["events"])
+    fact["links"] = tuple(Link(**link) for link in fact["links"])
+    fact["resource"], fact["scope"] = Resource(**fact["resource"]), Scope(**fact["scope"])
+    return RawSpan(**fact)
+
+
+def fact_hash(raw: RawSpan) -> str:
+    """SHA-256 of the canonical fact, 64 hexadecimal digits."""
+    return sha256(canonical(raw)).hexdigest()

@@ -1,0 +1,206 @@
+"""What people change: feedback, tags and transaction ids of steps, and what they delete.
+
+Each is a fact beside the spans (``annotations``, ``deletions``), stored under the lock of its trace in the transaction
+that derives what follows from it. Writers that remember the trace learn of it by its revision.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Table, delete, select, update
+
+from step_exporter import models
+from step_exporter.derive import Derivation
+from step_exporter.errors import AmbiguousIdError, InputError, NotFoundError
+from step_exporter.facts import Annotation, Deletion
+from step_exporter.store import filters, reads
+from step_exporter.store.bulk import Statements
+from step_exporter.store.changes import write_changes
+from step_exporter.store.failures import is_passing
+from step_exporter.store.load import load_people
+from step_exporter.store.trace_spans import derivation_of
+
+T = TypeVar("T")
+
+PATIENCE_S = 10.0
+"""How long a change is tried again while other writers or the connection are in its way."""
+
+_TABLES = models.Base.metadata.tables
+_TRACES, _STEPS, _RUNS, _DELETIONS = (_TABLES[name] for name in ("traces", "steps", "runs", "deletions"))
+_OF_A_TRACE = ("messages", "steps", "runs", "spans", "contents", "resources", "annotations", "quarantine", "traces")
+"""What goes with a trace. Messages first, for the triggers of the others to find none; metrics go with steps."""
+
+
+def feedback(
+    engine: Engine,
+    step_id: str,
+    value: str | None,
+    tags: Sequence[str] | None,
+    trace_id: str | None,
+    set_by: str | None,
+) -> None:
+    """Set what people think of a step and, where given, its tags."""
+    if value not in (None, "positive", "negative"):
+        raise InputError(f"feedback is 'positive', 'negative' or None, not {value!r:.40}")
+    said: dict[str, Any] = {"feedback": value}
+    if tags is not None:
+        said["tags"] = _checked_tags(tags)
+    _annotate(engine, step_id, trace_id, said, set_by)
+
+
+def tags(engine: Engine, step_id: str, values: Sequence[str], trace_id: str | None, set_by: str | None) -> None:
+    """Set the tags of a step."""
+    _annotate(engine, step_id, trace_id, {"tags": _checked_tags(values)}, set_by)
+
+
+def transaction(engine: Engine, step_id: str, tid: str | None, trace_id: str | None, set_by: str | None) -> None:
+    """Set the transaction id of a step."""
+    if tid is not None:
+        filters.check_text("tid", tid)
+    _annotate(engine, step_id, trace_id, {"tid": tid}, set_by)
+
+
+def delete_trace(engine: Engine, trace_id: str, deleted_by: str | None) -> int:
+    """Delete a trace for good. Returns 1."""
+
+    def work(conn: Connection, sql: Statements) -> int:
+        found = reads.find_trace(conn, trace_id)
+        _lock(conn, sql, found)
+        _forget(conn, sql, found, deleted_by)
+        return 1
+
+    return patiently(engine, work)
+
+
+def delete_run(engine: Engine, run_id: str, trace_id: str | None, deleted_by: str | None) -> int:
+    """Delete a run; its steps and messages stay, without a run. Returns 1."""
+    filters.check_text("run_id", run_id)
+
+    def work(conn: Connection, sql: Statements) -> int:
+        found = _trace_of_run(conn, run_id, trace_id)
+        _lock(conn, sql, found)
+        derivation = derivation_of(conn, found)
+        _note_deletion(conn, sql, Deletion(found, "run", run_id), deleted_by)
+        _derive(conn, sql, found, derivation, [Deletion(found, "run", run_id)])
+        conn.execute(delete(_RUNS).where(_RUNS.c.trace_id == found, _RUNS.c.id == run_id))
+        return 1
+
+    return patiently(engine, work)
+
+
+def delete_before(engine: Engine, before: datetime | int, deleted_by: str | None) -> int:
+    """Delete for good the traces whose last time lies before a moment, one by one. Returns how many."""
+    moment_ns = filters.check_time_ns("before", before)
+    count = 0
+
+    def work(conn: Connection, sql: Statements) -> int:
+        old = select(_TRACES.c.trace_id).where(_TRACES.c.last_ns < moment_ns).order_by(_TRACES.c.last_ns).limit(1)
+        found = conn.scalar(old)
+        if found is None:
+            return 0
+        _lock(conn, sql, found)
+        last_ns = conn.scalar(select(_TRACES.c.last_ns).where(_TRACES.c.trace_id == found))
+        if last_ns is not None and last_ns < moment_ns:  # else it went on until it was locked
+            _forget(conn, sql, found, deleted_by)
+        return 1
+
+    while patiently(engine, work):
+        count += 1
+    return count
+
+
+def purge(conn: Connection, trace_ids: Sequence[str]) -> None:
+    """Delete every row of traces, which are locked."""
+    for name in _OF_A_TRACE:
+        table: Table = _TABLES[name]
+        conn.execute(delete(table).where(table.c.trace_id.in_(trace_ids)))
+
+
+def patiently(engine: Engine, work: Callable[[Connection, Statements], T]) -> T:
+    """Do work in a transaction, again for a while if something passing is in the way."""
+    sql = Statements(engine.dialect)
+    deadline, pause = time.monotonic() + PATIENCE_S, 0.01
+    while True:
+        try:
+            with engine.begin() as conn:
+                return work(conn, sql)
+        except Exception as error:
+            if not is_passing(error) or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 1.0)
+
+
+def _annotate(engine: Engine, step_id: str, trace_id: str | None, said: Mapping[str, Any], set_by: str | None) -> None:
+    if set_by is not None:
+        filters.check_text("set_by", set_by)
+
+    def work(conn: Connection, sql: Statements) -> None:
+        trace, step = reads.step_key(conn, step_id, trace_id)
+        _lock(conn, sql, trace)
+        anchor = conn.scalar(select(_STEPS.c.span_id).where(_STEPS.c.trace_id == trace, _STEPS.c.id == step))
+        if anchor is None:
+            raise NotFoundError(f"there is no step {step!r:.100} in trace {trace} any more")
+        derivation = derivation_of(conn, trace)
+        now = sql.now()
+        rows = [
+            (trace, anchor, key, None if value is None else models.canonical_json(value), set_by, now)
+            for key, value in said.items()
+        ]
+        sql.upsert(conn, "annotations", ("trace_id", "span_id", "key", "value", "set_by", "set_at"), rows)
+        notes = [note for note in load_people(conn, [trace]).get(trace, ()) if isinstance(note, Annotation)]
+        _derive(conn, sql, trace, derivation, notes)
+
+    patiently(engine, work)
+
+
+def _derive(
+    conn: Connection, sql: Statements, trace_id: str, derivation: Derivation, said: Sequence[Annotation | Deletion]
+) -> None:
+    """Write what the words of people change, and tell other writers by the revision."""
+    write_changes(conn, sql, [(trace_id, derivation.apply(said))])
+    conn.execute(update(_TRACES).where(_TRACES.c.trace_id == trace_id).values(revision=_TRACES.c.revision + 1))
+
+
+def _lock(conn: Connection, sql: Statements, trace_id: str) -> None:
+    offered = secrets.randbits(63)
+    [(_, epoch, *_)] = sql.lock(conn, [(trace_id, offered)], sql.now())
+    if epoch == offered:
+        raise NotFoundError(f"there is no trace {trace_id} any more")
+
+
+def _forget(conn: Connection, sql: Statements, trace_id: str, deleted_by: str | None) -> None:
+    purge(conn, [trace_id])
+    conn.execute(delete(_DELETIONS).where(_DELETIONS.c.trace_id == trace_id))
+    _note_deletion(conn, sql, Deletion(trace_id, "trace", trace_id), deleted_by)
+
+
+def _note_deletion(conn: Connection, sql: Statements, deletion: Deletion, deleted_by: str | None) -> None:
+    if deleted_by is not None:
+        filters.check_text("deleted_by", deleted_by)
+    columns = ("trace_id", "kind", "id", "deleted_by", "deleted_at")
+    sql.insert(conn, "deletions", columns, [(*deletion, deleted_by, sql.now())])
+
+
+def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None) -> str:
+    query = select(_RUNS.c.trace_id).where(_RUNS.c.id == run_id).order_by(_RUNS.c.trace_id).limit(11)
+    if trace_id is not None:
+        query = query.where(_RUNS.c.trace_id == reads.find_trace(conn, trace_id))
+    found = conn.scalars(query).all()
+    if not found:
+        raise NotFoundError(f"there is no run {run_id!r:.100}")
+    if len(found) > 1:
+        raise AmbiguousIdError(
+            f"{run_id!r:.100} names runs in several traces; give the trace id as well: {', '.join(found)}"
+        )
+    return found[0]
+
+
+def _checked_tags(values: Sequence[str]) -> list[str]:
+    return sorted(set(filters.check_texts("tags", values)))

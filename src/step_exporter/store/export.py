@@ -1,0 +1,171 @@
+"""Steps and traces as files: JSON lines, CSV, Parquet, and OTLP/JSON that gives the same rows when imported again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+from sqlalchemy import Connection, select
+
+from step_exporter.errors import ConfigurationError, InputError
+from step_exporter.otlp.encode import encode_json
+from step_exporter.store import reads
+from step_exporter.store.conditions import step_conditions
+from step_exporter.store.filters import MAX_LIMIT, StepFilter
+from step_exporter.store.load import load_spans, trace_ids
+from step_exporter.store.records import StepMetricsRecord, StepRecord
+
+Format = Literal["jsonl", "csv", "parquet", "otlp"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+Progress = Callable[[int], object]
+"""Called now and then with how many steps (traces, for OTLP) are written."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
+
+
+def export(
+    conn: Connection,
+    output: str | os.PathLike[str] | BinaryIO,
+    format: Format,  # noqa: A002  its name on the command line
+    which: StepFilter | None,
+    progress: Progress | None,
+) -> int:
+    """Write the steps that a filter asks for, oldest first; returns how many. A file appears when it is complete.
+
+    ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are.
+    What people set and deleted is no part of it.
+    """
+    if format not in FORMATS:
+        raise InputError(f"the formats are {', '.join(FORMATS)}, not {format!r:.40}")
+    write = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "otlp": _otlp}[format]
+    with _opened(output) as stream:
+        return write(conn, stream, which, progress or (lambda _: None))
+
+
+@contextmanager
+def _opened(output: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
+    if not isinstance(output, str | os.PathLike):
+        yield output
+        return
+    path = Path(output)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        with unfinished.open("wb") as stream:
+            yield stream
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _pages(conn: Connection, which: StepFilter | None) -> Iterator[list[StepRecord]]:
+    after: str | None = None
+    while True:
+        page = reads.steps(conn, which or StepFilter(), after, MAX_LIMIT, "oldest")
+        yield list(page)
+        after = page.next
+        if after is None:
+            return
+
+
+def _jsonl(conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress) -> int:
+    count = 0
+    for page in _pages(conn, which):
+        for step in page:
+            stream.write(json.dumps(step.to_dict()).encode() + b"\n")
+        count += len(page)
+        progress(count)
+    return count
+
+
+_METRICS = tuple(
+    field.name for field in fields(StepMetricsRecord) if field.name not in {field.name for field in fields(StepRecord)}
+)
+COLUMNS = (*(field.name for field in fields(StepRecord) if field.name not in ("metrics", "position")), *_METRICS)
+"""The columns of CSV and Parquet: those of ``steps``, then those that ``step_metrics`` adds."""
+_JSON_COLUMNS = ("completion_tokens_details", "prompt_tokens_details", "tags", "error_data", "flags")
+
+
+def _flat(step: StepRecord) -> dict[str, Any]:
+    """One value a column; JSON as its text."""
+    row = {name: getattr(step, name) for name in COLUMNS if name not in _METRICS}
+    row |= {name: None if step.metrics is None else getattr(step.metrics, name) for name in _METRICS}
+    for name in _JSON_COLUMNS:
+        if row[name] is not None:
+            row[name] = json.dumps(row[name], ensure_ascii=False, sort_keys=True)
+    return row
+
+
+def _csv(conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress) -> int:
+    count = 0
+    text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
+    try:
+        writer = csv.writer(text, lineterminator="\r\n")  # as RFC 4180 has it
+        writer.writerow(COLUMNS)
+        for page in _pages(conn, which):
+            writer.writerows([_cell(value) for value in _flat(step).values()] for step in page)
+            count += len(page)
+            progress(count)
+    finally:
+        text.detach()
+    return count
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    if isinstance(value, str):
+        return "'" + value if value.startswith(_FORMULA) else value
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def _parquet(conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress) -> int:
+    try:
+        import pyarrow as pa  # pyright: ignore
+        import pyarrow.parquet as pq  # pyright: ignore
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("Parquet needs one more package: pip install 'step_exporter[parquet]'") from error
+    arrow: Any = pa
+    columns = {**reads.METRICS.c, **reads.STEPS.c}
+    kinds = {int: arrow.int64(), str: arrow.string()}
+    schema: Any = arrow.schema(
+        (name, arrow.timestamp("us", "UTC") if name.endswith("_at") else kinds[_kind(columns[name])])
+        for name in COLUMNS
+    )
+    count = 0
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:  # pyright: ignore
+        for page in _pages(conn, which):
+            rows = [_flat(step) for step in page]
+            writer.write_table(arrow.Table.from_pylist(rows, schema=schema))  # pyright: ignore
+            count += len(page)
+            progress(count)
+    return count
+
+
+def _kind(column: Any) -> type:
+    return int if column.type.python_type is int else str
+
+
+def _otlp(conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress) -> int:
+    count = 0
+    for count, trace_id in enumerate(_chosen_traces(conn, which), 1):
+        spans = [span.raw for span in load_spans(conn, trace_id)]
+        stream.write(encode_json(spans) + b"\n")
+        progress(count)
+    return count
+
+
+def _chosen_traces(conn: Connection, which: StepFilter | None) -> list[str]:
+    if which is None:
+        return trace_ids(conn)
+    query = select(reads.STEPS.c.trace_id).where(*step_conditions(which, conn.dialect.name)).distinct()
+    return sorted(conn.scalars(query))

@@ -1,0 +1,66 @@
+"""From a safe span to what it means, in texts that every database takes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from step_exporter import conventions
+from step_exporter.conventions.content import Contents
+from step_exporter.facts import RawSpan, Role, SpanFacts
+from step_exporter.store.notices import Notices
+from step_exporter.store.values import visible
+
+_notices = Notices(logging.getLogger(__name__))
+
+ID_COLLISION = "id_collision"
+UNREADABLE = "unreadable"
+
+
+def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
+    """The facts of a span that is safe, its collisions flagged.
+
+    ``has_escapes`` says that reading may have parsed NUL or half a surrogate pair out of JSON (or found it as it
+    is): then every text is looked through. A reader that fails is a bug; the span is stored nevertheless, with
+    the flag ``unreadable``.
+    """
+    try:
+        facts = conventions.read(raw, contents)
+    except Exception as error:
+        where = (raw.span_id, raw.trace_id)
+        _notices.say(UNREADABLE, "step_exporter cannot read span %s of trace %s; it is stored", *where, error=error)
+        facts = _unread(raw)
+    if has_escapes:
+        facts = cast(SpanFacts, _clean(facts))
+    if raw.collisions:
+        facts = facts._replace(flags=tuple(sorted({*facts.flags, ID_COLLISION})))
+    return facts
+
+
+def _unread(raw: RawSpan) -> SpanFacts:
+    return SpanFacts(
+        raw.trace_id,
+        raw.span_id,
+        raw.parent_span_id,
+        raw.name,
+        raw.kind,
+        raw.start_ns,
+        raw.end_ns,
+        raw.ended,
+        Role.OTHER,
+        None,
+        raw.scope.name,
+        None,
+        raw.abandoned_ns,
+        flags=tuple(sorted({*raw.flags, UNREADABLE})),
+    )
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if isinstance(value, Role) else visible(value)
+    if isinstance(value, tuple):
+        items = [_clean(item) for item in cast("tuple[Any, ...]", value)]
+        make = getattr(value, "_make", tuple)  # pyright: ignore[reportUnknownArgumentType]
+        return make(items)
+    return value

@@ -1,0 +1,68 @@
+"""Another try for what is in the quarantine: a newer version may store what an older one could not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Engine, delete, select
+
+from step_exporter.models import Base
+from step_exporter.store.codec import from_canonical
+from step_exporter.store.ingest import UNDERIVED, Writer
+from step_exporter.store.prepare import UNSTORABLE
+from step_exporter.store.rebuild import rebuild
+
+_QUARANTINE = Base.metadata.tables["quarantine"]
+_ENTRIES = 500
+
+
+class Requeued(NamedTuple):
+    """What came of it."""
+
+    stored: int
+    """Spans that are rows now, and traces whose rows could be derived."""
+    refused: int
+    """Those that are in the quarantine as before."""
+
+
+def requeue(engine: Engine) -> Requeued:
+    """Store the spans that could not be stored, and derive the traces that could not be derived, if they can be now.
+
+    Spans that lost to another one under their key, and those without a valid id, stay: no version changes that.
+    """
+    stored = refused = 0
+    writer = Writer(engine)
+    last = 0
+    while True:
+        columns = (_QUARANTINE.c.id, _QUARANTINE.c.body)
+        query = select(*columns).where(_QUARANTINE.c.reason == UNSTORABLE, _QUARANTINE.c.id > last)
+        with engine.begin() as conn:
+            if not last:
+                newest = conn.scalar(select(_QUARANTINE.c.id).order_by(_QUARANTINE.c.id.desc()).limit(1)) or 0
+            rows = conn.execute(
+                query.where(_QUARANTINE.c.id <= newest).order_by(_QUARANTINE.c.id).limit(_ENTRIES)
+            ).all()
+        if not rows:
+            break
+        for row in rows:
+            last = row.id
+            try:
+                raw = from_canonical(row.body)
+            except (ValueError, TypeError, KeyError):
+                refused += 1
+                continue
+            if writer.write([raw]).quarantined:
+                refused += 1
+            else:
+                stored += 1
+            with engine.begin() as conn:  # it is a row now, or a new entry of the quarantine
+                conn.execute(delete(_QUARANTINE).where(_QUARANTINE.c.id == row.id))
+    with engine.begin() as conn:
+        underived = set(conn.scalars(select(_QUARANTINE.c.trace_id).where(_QUARANTINE.c.reason == UNDERIVED)))
+    for trace_id in sorted(underived):
+        try:
+            rebuild(engine, [trace_id])
+            stored += 1
+        except Exception:  # as before: the readers or the derivation fail on it
+            refused += 1
+    return Requeued(stored, refused)

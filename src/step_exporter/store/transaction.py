@@ -1,0 +1,188 @@
+"""The steps of the writing transaction, each on a connection that holds it."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from step_exporter.derive import Derivation
+from step_exporter.derive.rows import Changes
+from step_exporter.facts import Annotation, Deletion, SpanFacts
+from step_exporter.store.bulk import Statements
+from step_exporter.store.codec import FACT, SpanRow
+from step_exporter.store.collisions import settle
+from step_exporter.store.known import KnownTrace, KnownTraces
+from step_exporter.store.load import load_people, load_some, load_spans
+from step_exporter.store.prepare import Prepared
+
+
+@dataclass(slots=True)
+class Work:
+    """What a transaction does to one trace, which it has locked."""
+
+    trace_id: str
+    epoch: int
+    revision: int
+    """Of what is new in this transaction: one more than that of what was there."""
+    first_ns: int | None
+    last_ns: int | None
+    is_new: bool
+    known: KnownTrace | None
+    """As remembered, perhaps behind, until ``catch_up``."""
+    spans: list[Prepared]
+    contested: list[Prepared] = field(default_factory=list[Prepared])
+    """Spans whose key is taken by another fact."""
+    facts: dict[str, SpanFacts] = field(default_factory=dict[str, SpanFacts])
+    """By span id: what is new."""
+    hashes: set[str] = field(default_factory=set[str])
+    """Contents and resources that are stored after this transaction."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether deriving may be needed."""
+        return bool(self.facts or self.contested)
+
+    def add(self, facts: SpanFacts) -> None:
+        """Note a new fact, and the times that it gives the trace."""
+        self.facts[facts.span_id] = facts
+        for moment in (facts.start_ns, facts.end_ns):
+            if moment is not None:
+                self.first_ns = moment if self.first_ns is None else min(self.first_ns, moment)
+                self.last_ns = moment if self.last_ns is None else max(self.last_ns, moment)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the trace has facts that the derivation lacks."""
+        return self.known is None or self.known.revision < self.revision - 1
+
+    def catch_up(self, conn: Connection, people: Iterable[Annotation | Deletion]) -> None:
+        """Bring what is known of the trace to just before this transaction: from nothing, or by what other writers
+        stored since. What follows from that is in the database already, so those changes are thrown away."""
+        before = self.revision - 1
+        known, after = self.known, None
+        if known is None:
+            known = self.known = KnownTrace(self.epoch, 0, Derivation(self.trace_id))
+        else:
+            after = known.revision
+        facts: list[SpanFacts | Annotation | Deletion] = list(people)
+        if not self.is_new:
+            facts.extend(span.facts() for span in load_spans(conn, self.trace_id, after, before))
+        if facts:
+            known.derivation.apply(facts)
+        known.revision = before
+
+    def derive(self) -> Changes:
+        """What the new facts change."""
+        assert self.known is not None, "catch_up comes first"
+        return self.known.derivation.apply(self.facts.values())
+
+    def after_commit(self, known: KnownTrace) -> KnownTrace:
+        """What is known now."""
+        if self.facts:
+            known.revision = self.revision
+        known.remember(self.hashes)
+        return known
+
+
+def lock_traces(conn: Connection, sql: Statements, batch: Iterable[Prepared], known: KnownTraces) -> list[Work]:
+    """Lock the traces of a batch, in order. What is known of them is taken out of ``known``, for an error to lose."""
+    spans: dict[str, list[Prepared]] = {}
+    for item in batch:
+        spans.setdefault(item.facts.trace_id, []).append(item)
+    offered = {trace_id: secrets.randbits(63) for trace_id in sorted(spans)}
+    works: list[Work] = []
+    for trace_id, epoch, revision, first_ns, last_ns in sql.lock(conn, list(offered.items()), sql.now()):
+        remembered = known.take(trace_id)
+        if remembered is not None and (remembered.epoch != epoch or remembered.revision > revision):
+            remembered = None  # deleted and made again, or put back from a backup
+        is_new = epoch == offered[trace_id]
+        works.append(Work(trace_id, epoch, revision + 1, first_ns, last_ns, is_new, remembered, spans[trace_id]))
+    works.sort(key=lambda work: work.trace_id)
+    return works
+
+
+def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Counter[str]:
+    """Insert spans, resources and contents. Spans whose key is taken are told apart: the same fact again is counted,
+    another one becomes ``contested``."""
+    counts: Counter[str] = Counter()
+    chosen: dict[tuple[str, str], tuple[Prepared, Work]] = {}
+    sources: dict[tuple[str, str], str] = {}
+    elements: dict[tuple[str, str], tuple[str | None, str]] = {}
+    for work in works:
+        stored = work.known.hashes if work.known is not None else set[str]()
+        for item in work.spans:
+            first = chosen.setdefault(item.key, (item, work))[0]
+            if first is not item:
+                if first.encoded.row[FACT] == item.encoded.row[FACT]:
+                    counts["duplicates"] += 1
+                    continue
+                work.contested.append(item)
+            for source in item.encoded.sources:
+                if source.hash not in stored:
+                    sources[work.trace_id, source.hash] = source.body
+                    work.hashes.add(source.hash)
+            for element in item.encoded.elements:
+                if element.hash not in stored:
+                    elements[work.trace_id, element.hash] = (element.parent_hash, element.body)
+                    work.hashes.add(element.hash)
+    sql.insert(conn, "resources", ("trace_id", "hash", "body"), [(*key, body) for key, body in sorted(sources.items())])
+    rows = [(*key, *elements[key]) for key in sorted(elements)]
+    sql.insert(conn, "contents", ("trace_id", "hash", "parent_hash", "body"), rows)
+    ordered = sorted(chosen)
+    rows = [chosen[key][0].row(chosen[key][1].revision) for key in ordered]
+    taken: dict[tuple[str, str], SpanRow] = {}
+    if sql.insert(conn, "spans", SpanRow._fields, rows) < len(rows):
+        taken = _taken(conn, works)
+    for key in ordered:
+        item, work = chosen[key]
+        current = taken.get(key)
+        if current is None:
+            work.add(item.facts)
+            counts["new"] += 1
+        elif current[FACT] == item.encoded.row[FACT]:
+            counts["duplicates"] += 1
+        else:
+            work.contested.append(item)
+    return counts
+
+
+def _taken(conn: Connection, works: Iterable[Work]) -> dict[tuple[str, str], SpanRow]:
+    """The rows that were there before, of the keys of the batch."""
+    return {
+        (row.trace_id, row.span_id): row
+        for work in works
+        for row in load_some(conn, work.trace_id, {item.facts.span_id for item in work.spans})
+        if row.revision < work.revision
+    }
+
+
+def catch_up(conn: Connection, works: Iterable[Work]) -> None:
+    """Load what the derivations of traces with news lack."""
+    behind = [work for work in works if work.has_news and work.is_behind]
+    people = load_people(conn, [work.trace_id for work in behind])
+    for work in behind:
+        work.catch_up(conn, people.get(work.trace_id, ()))
+
+
+def settle_contested(conn: Connection, sql: Statements, works: Iterable[Work]) -> Counter[str]:
+    """Let each contested span meet what stands under its key by then."""
+    counts: Counter[str] = Counter()
+    for work in works:
+        for item in work.contested:
+            (current,) = load_some(conn, work.trace_id, [item.facts.span_id])
+            facts, collided = settle(conn, sql, item, current, work.revision)
+            counts["collisions" if collided else "duplicates" if facts is None else "new"] += 1
+            if facts is not None:
+                work.add(facts)
+    return counts
+
+
+def update_traces(conn: Connection, sql: Statements, works: Iterable[Work]) -> None:
+    """Note on the traces with new facts their revision and times."""
+    now = sql.now()
+    rows = [(work.trace_id, work.revision, work.first_ns, work.last_ns, now) for work in works if work.facts]
+    sql.update(conn, "traces", ("trace_id",), ("revision", "first_ns", "last_ns", "changed_at"), rows)

@@ -1,0 +1,148 @@
+"""Keeps spans that have nothing to do with agents out of the database.
+
+A *local tree* is a local root (a span without a parent, or with one in another process) and what is below it. In a
+web service most trees are health checks and page views: their spans wait here, in bounded memory, until one of them
+turns out to be a step, a workflow, an agent, an LLM request or a tool; then the whole tree is written, and what is
+still to come of it. A tree whose root has ended without is let go.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from step_exporter.facts import MEANINGFUL_ROLES, SpanFacts
+from step_exporter.store.prepare import Prepared
+
+Key = tuple[str, str]
+"""A trace's id and a span's."""
+
+
+def is_meaningful(facts: SpanFacts) -> bool:
+    """Whether a span makes its tree worth keeping."""
+    return facts.role in MEANINGFUL_ROLES or facts.step_id is not None or facts.run_id is not None
+
+
+class Sifted(NamedTuple):
+    """What to do with spans now."""
+
+    to_write: list[Prepared]
+    let_go: int
+    """How many were let go, spans that had waited included."""
+
+
+@dataclass(slots=True, eq=False)
+class _Tree:
+    """The spans that are known to hang together. Children mostly end before their parents, so it grows at its top,
+    where a parent that has not ended yet is known by its id only."""
+
+    waiting: list[Prepared] = field(default_factory=list[Prepared])
+    keys: list[Key] = field(default_factory=list[Key])
+    """The ids that lead here: of spans, and of parents that have not ended."""
+    meaningful: bool = False
+    ended: bool = False
+    """Whether its root has ended."""
+
+
+class LocalTrees:
+    """Sifts the ended spans of one process; a span costs the same in a large tree as in a small. Not thread-safe."""
+
+    def __init__(self, max_spans: int = 10_000, max_chars: int = 32 << 20) -> None:
+        """
+        Args:
+            max_spans: Spans that wait at most; four times as many ids are remembered.
+            max_chars: Characters of attributes that wait at most. Beyond a bound, the trees that were quiet for
+                longest are written rather than dropped, and forgotten.
+        """
+        self._max_spans = max_spans
+        self._max_chars = max_chars
+        self._waiting = 0
+        self._chars = 0
+        self._by_key: dict[Key, _Tree] = {}
+        self._trees: OrderedDict[_Tree, None] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many spans wait."""
+        return self._waiting
+
+    def add(self, spans: Iterable[Prepared]) -> Sifted:
+        """Take ended spans, in any order."""
+        touched: dict[_Tree, None] = {}
+        for span in spans:
+            raw, facts = span.encoded.raw, span.facts
+            is_root = raw.parent_span_id is None or raw.parent_is_remote is True
+            above = None if is_root else (raw.trace_id, raw.parent_span_id or "")
+            tree = self._tree_of(span.key, above, touched)
+            tree.waiting.append(span)
+            self._waiting += 1
+            self._chars += len(span.encoded.row.attributes)
+            tree.ended = tree.ended or (is_root and raw.ended)
+            tree.meaningful = tree.meaningful or is_meaningful(facts)
+            touched[tree] = None
+        to_write: list[Prepared] = []
+        let_go = 0
+        for tree in touched:
+            if tree.meaningful:
+                to_write += self._emptied(tree)
+            elif tree.ended:
+                let_go += len(self._emptied(tree))
+        return Sifted(to_write + self._shrink(), let_go)
+
+    def drain(self) -> list[Prepared]:
+        """Everything that waits, to be written: at the end nobody knows what it would have become."""
+        spans = [span for tree in self._trees for span in self._emptied(tree)]
+        self._by_key.clear()
+        self._trees.clear()
+        return spans
+
+    def _tree_of(self, own: Key, above: Key | None, touched: dict[_Tree, None]) -> _Tree:
+        """The tree of a span: the one below it and the one above become one."""
+        below = self._by_key.get(own)
+        parent = self._by_key.get(above) if above is not None else None
+        if below is not None and parent is not None:
+            tree = below if below is parent else self._joined(below, parent, touched)
+        else:
+            tree = below or parent or _Tree()
+        for key in (own, above):
+            if key is not None and key not in self._by_key:
+                self._by_key[key] = tree
+                tree.keys.append(key)
+        self._trees[tree] = None
+        self._trees.move_to_end(tree)
+        return tree
+
+    def _joined(self, one: _Tree, other: _Tree, touched: dict[_Tree, None]) -> _Tree:
+        """The two as one: the smaller goes into the larger, so that an id moves at most log(n) times."""
+        if len(one.keys) < len(other.keys):
+            one, other = other, one
+        for key in other.keys:
+            self._by_key[key] = one
+        one.keys += other.keys
+        one.waiting += other.waiting
+        one.meaningful = one.meaningful or other.meaningful
+        one.ended = one.ended or other.ended
+        del self._trees[other]
+        touched.pop(other, None)
+        return one
+
+    def _emptied(self, tree: _Tree) -> list[Prepared]:
+        """Take what waits. The tree stays known, so that what is still to come of it goes the same way."""
+        spans, tree.waiting = tree.waiting, []
+        self._waiting -= len(spans)
+        self._chars -= sum(len(span.encoded.row.attributes) for span in spans)
+        return spans
+
+    def _shrink(self) -> list[Prepared]:
+        """Forget trees, quiet ones first, while there is too much; what waits in them is to be written."""
+        to_write: list[Prepared] = []
+        while self._trees and (
+            self._waiting > self._max_spans or self._chars > self._max_chars or len(self._by_key) > 4 * self._max_spans
+        ):
+            tree, _ = self._trees.popitem(last=False)
+            to_write += self._emptied(tree)
+            for key in tree.keys:
+                del self._by_key[key]
+        return to_write
