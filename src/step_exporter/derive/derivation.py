@@ -105,7 +105,8 @@ class Derivation:
             step = self._step_of(node) if node is not None else None
             if step is not None:
                 self._doubtful_steps[step] = None
-        return self._changes()
+        changes = self._changes()
+        return Changes() if self._deleted else changes  # the store has no row of it any more
 
     # ---- registering a span, and taking it back
 
@@ -555,11 +556,12 @@ class Derivation:
             step.run.discount(step, step.built)
         if step.scope is not None:
             step.scope.steps.pop(step, None)
-        if step.agent is not None:
-            self._agent_steps[step.agent].pop(step, None)
+        for agent in step.agents:
+            self._agent_steps[agent].pop(step, None)
+        step.agents.clear()
         if step.parent_tool is not None:
             self._inner_steps[step.parent_tool].pop(step, None)
-        step.scope = step.agent = step.parent_tool = None
+        step.scope = step.parent_tool = None
 
     def _build(self, step: Step) -> Built:
         anchor = step.anchor()
@@ -571,8 +573,7 @@ class Derivation:
         scope = step.scope = self._scope(below.run)
         scope.steps[step] = None
         if below.agent is not None:
-            step.agent = below.agent
-            self._agent_steps.setdefault(below.agent, {})[step] = None
+            self._depend(step, below.agent)
         run = scope.run
         assert run is not None
         opener = scope.opener()
@@ -613,6 +614,7 @@ class Derivation:
             if opener.context.tool is not None or opener.context.agent is None:
                 break
             opener = opener.context.agent
+            self._depend(step, opener)
         above = opener.context
         if above.step is not None and above.step != step.key:
             return self._explicit_step_id(above.step)
@@ -623,6 +625,11 @@ class Derivation:
         call = self._calls.get(above.tool)
         asking = call.step if call is not None else None
         return self._id_of(asking) if asking is not None and asking is not step else None
+
+    def _depend(self, step: Step, agent: Node) -> None:
+        """Make a step again when an agent changes."""
+        step.agents[agent] = None
+        self._agent_steps.setdefault(agent, {})[step] = None
 
     def _id_of(self, step: Step) -> str | None:
         if step.key is not None:
@@ -757,7 +764,9 @@ class Derivation:
     # ---- small things
 
     def _delete(self, deletion: Deletion) -> None:
-        if deletion.kind == "run":
+        if deletion.kind == "trace":
+            self._deleted = True
+        elif deletion.kind == "run":
             self._deleted_runs.add(deletion.id)
             run = self._runs.get(deletion.id)
             if run is not None:

@@ -100,7 +100,7 @@ class Step:
     """A step: what belongs to it, and what was made of it."""
 
     __slots__ = (
-        "agent",
+        "agents",
         "built",
         "calls",
         "carriers",
@@ -125,7 +125,7 @@ class Step:
         self.calls: dict[Call, None] = {}
         self.built: Built | None = None
         self.scope: Scope | None = None
-        self.agent: Node | None = None
+        self.agents: dict[Node, None] = {}  # the agents that its rows depend on
         self.parent_tool: Node | None = None  # the tool span whose call's step is its parent
         self.run: RunState | None = None  # the run that counts it, at this place:
         self.order: Order = (0, "")

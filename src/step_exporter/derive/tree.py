@@ -38,6 +38,10 @@ class Context(NamedTuple):
     """The tool span that stands for the call that we are in."""
     llm: Node | None = None
     """The nearest LLM span with no agent, tool or step between."""
+    service: str | None = None
+    """The service of ``agent``. What is asked of a node above stands here by value, so that contexts differ with it."""
+    call_id: str | None = None
+    """The call id of ``tool``."""
     between: int = 0
     """What lies between here and ``agent``: TOOL_BETWEEN | STEP_BETWEEN | SERVICE_BETWEEN."""
     agent_name: str | None = None
@@ -168,18 +172,17 @@ def stands_for(facts: SpanFacts, agent: SpanFacts) -> bool:
     return name == label or facts.agent_name == label or name.endswith(" " + label) or name.startswith(label + ".")
 
 
-def same_call(outer: SpanFacts, inner: SpanFacts) -> bool:
+def same_call(outer: str | None, inner: str | None) -> bool:
     """Whether two nested tool spans are one call (an MCP client's and its server's): no call ids that differ."""
-    return outer.call_id is None or inner.call_id is None or outer.call_id == inner.call_id
+    return outer is None or inner is None or outer == inner
 
 
 def opens_run(facts: SpanFacts, above: Context) -> bool:
     """Whether an agent or workflow span begins a run of its own: it is the top one, or was called by a tool, from a
     step, or in another service. Directly below an agent, or by a hand-off, it does not."""
-    agent = above.agent
-    if agent is None or above.between or facts.kind == "server" or facts.kind == "consumer":
+    if above.agent is None or above.between or facts.kind == "server" or facts.kind == "consumer":
         return True
-    mine, its = facts.service_name, agent.facts.service_name
+    mine, its = facts.service_name, above.service
     return mine is not None and its is not None and mine != its
 
 
@@ -191,17 +194,17 @@ def context_below(node: Node, above: Context) -> Context:
         if (facts.kind == "server" or facts.kind == "consumer") and not above.between & SERVICE_BETWEEN:
             return above._replace(between=above.between | SERVICE_BETWEEN)
         return above  # most spans: nothing to make
-    run, agent, step, tool, llm, between, name = above
+    run, agent, step, tool, llm, service, call_id, between, name = above
     if role is Role.AGENT or role is Role.WORKFLOW:
         if opens_run(facts, above):
             run = facts.span_id
-        agent, step, tool, llm, between = node, None, None, None, 0
+        agent, step, tool, llm, service, between = node, None, None, None, facts.service_name, 0
         name = agent_label(facts) if role is Role.AGENT else facts.agent_name or name
     else:
         name = facts.agent_name or name
         if role is Role.TOOL:
-            if tool is None or not same_call(tool.facts, facts):
-                tool = node
+            if tool is None or not same_call(call_id, facts.call_id):
+                tool, call_id = node, facts.call_id
             llm, between = None, between | TOOL_BETWEEN
         elif role is Role.LLM:
             llm, tool = node, None
@@ -216,7 +219,7 @@ def context_below(node: Node, above: Context) -> Context:
         step = key
         if agent is not node:
             between |= STEP_BETWEEN
-    return Context(run, agent, step, tool, llm, between, name)
+    return Context(run, agent, step, tool, llm, service, call_id if tool is not None else None, between, name)
 
 
 class Tree:
@@ -269,23 +272,16 @@ class Tree:
             family = self.families.get(node.facts.span_id)
             if family is not None:
                 loose.update(family.children)
-            parent_id, role = node.parent_id, node.facts.role
-            if parent_id is not None and (role is Role.AGENT or node.kids or node.twin_of is not None):
-                loose.update(self._may_stand_for(node, self.families[parent_id]))
+            if node.kids:
+                loose.update((span_id, kid) for span_id, kid in node.kids.items() if kid.twin_of is node)
+            if node.parent_id is not None and node.facts.role is Role.AGENT:
+                siblings = self.families[node.parent_id].plain
+                loose.update((span_id, kid) for span_id, kid in siblings.items() if stands_for(kid.facts, node.facts))
         for node in loose.values():
             self._hang(node, self._parent(node))
         self._break_cycles(loose)
         for node in list(loose.values()):
             self._find_twin(node)
-
-    def _may_stand_for(self, agent: Node, family: Family) -> dict[str, Node]:
-        """The plain spans beside an agent that stand for it, or did so until now."""
-        facts = agent.facts
-        return {
-            span_id: node
-            for span_id, node in family.plain.items()
-            if node.twin_of is agent or (facts.role is Role.AGENT and stands_for(node.facts, facts))
-        }
 
     def _parent(self, node: Node) -> Node | None:
         parent_id = node.parent_id
