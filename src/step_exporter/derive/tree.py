@@ -258,7 +258,7 @@ class Tree:
         if self._cut:
             loose.update((node.facts.span_id, node) for node in self._cut)
         self._link(loose)
-        self._settle(list(loose.values()), moved)
+        self._settle(loose.values(), moved)
         self._infer_parents(moved)
         return moved
 
@@ -331,26 +331,37 @@ class Tree:
 
     # ---- contexts
 
-    def _settle(self, todo: list[Node], moved: dict[str, Node]) -> None:
-        """Make the contexts of these nodes, and of what is below them where that changes, again."""
-        while todo:
-            node = todo.pop()
-            base_context = node.base.below if node.base is not None else OUTSIDE
-            if node.inferred is not None and base_context != node.base_context:
-                self._infer(node, None)
-            above = node.inferred.below if node.inferred is not None else base_context
-            if not node.fresh and above == node.context and base_context == node.base_context:
-                continue
-            self._forget(node)
-            fresh, node.fresh = node.fresh, False
-            node.context, node.base_context = above, base_context
-            below = context_below(node, above)
-            moved[node.facts.span_id] = node
-            changed = below != node.below
-            node.below = below
-            self._note(node)
-            if changed or fresh:
-                todo.extend(node.kids.values())
+    def _settle(self, loose: Iterable[Node], moved: dict[str, Node]) -> None:
+        """Make the contexts of these nodes, and of what is below them where that changes, again. From the top: a chain
+        settled from below would be settled again by each span above it."""
+        waiting = dict.fromkeys(loose)
+        while waiting:
+            path = [next(reversed(waiting))]
+            while (above := path[-1].inferred or path[-1].base) is not None and above in waiting:
+                path.append(above)
+            while path:
+                node = path.pop()
+                if node in waiting:
+                    del waiting[node]
+                    self._settle_one(node, moved, waiting)
+
+    def _settle_one(self, node: Node, moved: dict[str, Node], waiting: dict[Node, None]) -> None:
+        base_context = node.base.below if node.base is not None else OUTSIDE
+        if node.inferred is not None and base_context != node.base_context:
+            self._infer(node, None)
+        above = node.inferred.below if node.inferred is not None else base_context
+        if not node.fresh and above == node.context and base_context == node.base_context:
+            return
+        self._forget(node)
+        fresh, node.fresh = node.fresh, False
+        node.context, node.base_context = above, base_context
+        below = context_below(node, above)
+        moved[node.facts.span_id] = node
+        changed = below != node.below
+        node.below = below
+        self._note(node)
+        if changed or fresh:
+            waiting.update(dict.fromkeys(node.kids.values()))
 
     # ---- inferred parents
 
