@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from derive.traces import Fact, Pick
-from step_exporter.facts import Message, RawSpan, Resource, Role, Scope, SpanFacts
+from step_exporter.facts import Annotation, Deletion, Message, RawSpan, Resource, Role, Scope, SpanFacts
 from step_exporter.store.codec import Sources, encode, fact_hash
 from step_exporter.store.prepare import prepare
 
@@ -93,13 +94,39 @@ def raw_trace(facts: Iterable[Fact], trace_id: str) -> list[RawSpan]:
     return [as_raw(span)._replace(trace_id=trace_id) for span in spans]
 
 
+class Said(NamedTuple):
+    """What a person set or deleted, and the row that it is."""
+
+    fact: Annotation | Deletion
+    table: str
+    row: dict[str, Any]
+
+
+def said_of(facts: Iterable[Fact], trace_id: str) -> list[Said]:
+    """What people said among the facts, of a trace of its own."""
+    found: list[Said] = []
+    for fact in facts:
+        said = fact._replace(trace_id=trace_id)
+        if isinstance(said, Annotation):
+            micros = said.set_at_ns or 0  # as the column keeps no nanoseconds
+            said = said._replace(set_at_ns=micros * 1000)
+            row = said._asdict()
+            del row["set_at_ns"]
+            found.append(Said(said, "annotations", {**row, "set_at": datetime.fromtimestamp(micros / 1e6, UTC)}))
+        elif isinstance(said, Deletion):
+            found.append(Said(said, "deletions", said._asdict()))
+    return found
+
+
 def versions(raw: RawSpan, pick: Pick) -> list[RawSpan]:
     """The span, more than once perhaps, and perhaps others under its key: open, or ended otherwise."""
     found = [raw] * pick((1, 1, 2))
-    change = pick((None, None, None, "open", "end", "attributes", "parent", "resource", "many"))
+    change = pick((None, None, None, "open", "start", "end", "attributes", "parent", "resource", "many"))
     if change in ("open", "many"):
         attributes = {key: value for key, value in raw.attributes.items() if "response" not in key}
         found.append(raw._replace(end_ns=None, ended=False, status_code="unset", attributes=attributes))
+    if change == "start":
+        found.append(raw._replace(start_ns=(raw.start_ns or 0) + 1, ended=True))
     if change in ("end", "many"):
         found.append(raw._replace(end_ns=(raw.end_ns or 0) + pick((1, 3)), ended=True))
     if change in ("attributes", "many"):

@@ -578,6 +578,7 @@ class Derivation:
         assert run is not None
         opener = scope.opener()
         last = scope.entries.last
+        parent_step_id = self._parent_step_id(step, anchor)
         requests = sorted(step.entries, key=_order) if len(step.entries) > 1 else list(step.entries)
         calls = sorted(step.calls, key=_order) if len(step.calls) > 1 else list(step.calls)
         spans = [closest_to_wire(entry.spans) if len(entry.spans) > 1 else entry.spans for entry in requests]
@@ -589,7 +590,7 @@ class Derivation:
             requests=tuple(tuple(node.facts for node in found) for found in spans),
             calls=tuple(tuple(node.facts for node in _led_by(call.head, call.spans)) for call in calls),
             run_id=run.id if run.id not in self._deleted_runs else None,
-            parent_step_id=self._parent_step_id(step, anchor),
+            parent_step_id=parent_step_id if parent_step_id not in self._deleted_steps else None,
             agent=below.agent.facts if below.agent is not None else None,
             agent_name=below.agent_name,
             last=last is None or last.step is step,
@@ -778,8 +779,11 @@ class Derivation:
                     self._doubtful_runs.update({called.run: None for called in scope.called.values() if called.run})
         elif deletion.kind == "step":
             self._deleted_steps.add(deletion.id)
-            for run in self._runs.values():
-                self._doubtful_steps.update({step: None for step in run.steps if step.id == deletion.id})
+            for scope in self._scopes.values():
+                for step in scope.steps:
+                    parent = step.built.step.parent_step_id if step.built is not None else None
+                    if deletion.id in (step.id, parent):
+                        self._doubtful_steps[step] = None
 
     def _scope(self, key: str) -> Scope:
         scope = self._scopes.get(key)

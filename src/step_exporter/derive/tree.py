@@ -303,7 +303,7 @@ class Tree:
             walk: Node | None = node if node.facts.span_id in self.families else None  # only what has children
             while walk is not None and walk not in done and walk not in path:
                 path[walk] = None
-                walk = walk.base
+                walk = self._parent(walk) if walk.twin_of is not None else walk.base
             if walk in path:
                 circle = list(path)
                 lowest = min(circle[circle.index(walk) :], key=lambda member: member.order)
@@ -319,7 +319,7 @@ class Tree:
         if node.facts.role is Role.OTHER and parent_id is not None and not node.cut:
             for agent in self.families[parent_id].agents.values():
                 if (
-                    agent.order <= node.order
+                    agent.order[0] <= node.order[0]
                     and agent.end >= node.end
                     and (best is None or agent.order > best.order)
                     and stands_for(node.facts, agent.facts)

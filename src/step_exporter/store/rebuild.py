@@ -70,8 +70,9 @@ def verify(
         for row, facts in spans:
             was = {"role": row.role, "convention": row.convention}
             now = {"role": facts.role.value, "convention": facts.convention}
-            if was != now:
-                yield Difference(trace_id, "spans", row.span_id, was, now)
+            if different := [name for name in now if was[name] != now[name]]:
+                stored_part, derived_part = ({name: of[name] for name in different} for of in (was, now))
+                yield Difference(trace_id, "spans", row.span_id, stored_part, derived_part)
         if progress is not None:
             progress(number, len(chosen))
 

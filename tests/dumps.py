@@ -15,7 +15,7 @@ from step_exporter.store.schema import ensure_schema
 TABLES = Base.metadata.tables
 DERIVED = ("steps", "step_metrics", "runs", "messages")
 FACTS = ("spans", "contents", "resources", "quarantine")
-OF_A_TRACE = ("messages", "step_metrics", "steps", "runs", *FACTS, "traces")
+OF_A_TRACE = ("messages", "step_metrics", "steps", "runs", *FACTS, "annotations", "deletions", "traces")
 """Everything but the names that traces share, in an order to delete it in."""
 ARRIVAL = frozenset({"updated_at", "revision"})
 """Columns that tell when and in which order something came."""
