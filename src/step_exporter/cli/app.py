@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,18 +13,16 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from step_exporter.cli import imports, tables
+from step_exporter.cli.output import console, print_json, show
 from step_exporter.cli.text import parse_time
 from step_exporter.cli.waterfall import waterfall
 from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
 from step_exporter.errors import InputError
 from step_exporter.store.filters import RunFilter, StepFilter
 from step_exporter.store.query import StepStore
-from step_exporter.store.records import Page, Record
+from step_exporter.store.records import Page
 
 DEFAULT_URL = "sqlite:///steps.db"
-
-PIPED_WIDTH = 140
-"""Cells in a line where no terminal says how wide it is."""
 
 app = typer.Typer(
     name="step-exporter",
@@ -87,10 +83,10 @@ def demo(db: Db = DEFAULT_URL) -> None:
 
     trace_id = run_demo(db)
     with StepStore(db) as store:
-        _show(waterfall(store.trace(trace_id), _console().width))
+        show(waterfall(store.trace(trace_id), console().width))
     option = "" if db == DEFAULT_URL else f" --db {db}"
     short = trace_id[:8]
-    _show(
+    show(
         [
             Text(),
             Text("Next:", style="bold"),
@@ -191,9 +187,9 @@ def trace(
     with StepStore(db) as store:
         found = store.trace(trace_id)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _show(waterfall(found, _console().width, show_all=show_all))
+        show(waterfall(found, console().width, show_all=show_all))
 
 
 @app.command()
@@ -208,9 +204,9 @@ def step(
         found = store.step(step_id, trace_id=trace)
         messages = store.messages(trace_id=found.trace_id, step_id=found.id)
     if as_json:
-        _print_json({**found.to_dict(), "messages": [message.to_dict() for message in messages]})
+        print_json({**found.to_dict(), "messages": [message.to_dict() for message in messages]})
     else:
-        _show(tables.step(found, messages))
+        show(tables.step(found, messages))
 
 
 @app.command()
@@ -227,9 +223,9 @@ def messages(
     with StepStore(db) as store:
         found = store.messages(trace_id=trace_id, run_id=run, step_id=step)
     if as_json:
-        _print_json([message.to_dict() for message in found])
+        print_json([message.to_dict() for message in found])
     else:
-        _show(tables.messages(found))
+        show(tables.messages(found))
 
 
 @app.command(name="import")
@@ -244,34 +240,42 @@ def import_(
     """Import the spans of OTLP files, as the Collector's file exporter writes them."""
     summary = imports.import_files(files, db, Console(stderr=True))
     if as_json:
-        _print_json(summary.to_dict())
+        print_json(summary.to_dict())
     else:
-        _show([Text(str(summary))])
+        show([Text(str(summary))])
     if summary.problems:
         raise typer.Exit(1)
 
 
+@app.command()
+def serve(
+    db: Db = DEFAULT_URL,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen; 4318 is OTLP's own.")] = 4318,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name that it is reached by; each of several.")
+    ] = None,
+    unsafe_no_token: Annotated[
+        bool, typer.Option("--unsafe-no-token", help="Ask nobody for a key: whoever reaches the port reads all.")
+    ] = False,
+) -> None:
+    """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP."""
+    from step_exporter.cli.serve import serve
+
+    serve(db, host, port, names=allow_host or (), unsafe_no_token=unsafe_no_token)
+
+
 def _show_page(page: Page[Any], table: Callable[[Sequence[Any]], Iterable[RenderableType]], as_json: bool) -> None:
     if as_json:
-        _print_json(page)
+        print_json(page)
         return
-    _show(table(page.items))
+    show(table(page.items))
     if page.next:
-        _show([Text(f"more: add --after {page.next}", style="dim")])
+        show([Text(f"more: add --after {page.next}", style="dim")])
 
 
-def _console() -> Console:
-    """Standard output. Rich leaves the colours out where it is no terminal, or where NO_COLOR is set."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PIPED_WIDTH if piped else None, highlight=False, soft_wrap=True)
+# They register their commands, and take their options from here.
+from step_exporter.cli import diff, doctor, keeping, statistics, tail  # noqa: E402
 
-
-def _show(lines: Iterable[RenderableType]) -> None:
-    console = _console()
-    for line in lines:
-        console.print(line)
-
-
-def _print_json(value: Any) -> None:
-    """ASCII only, so that no terminal or encoding changes it."""
-    print(json.dumps(value.to_dict() if isinstance(value, Record) else value, indent=2))
+COMMANDS = (diff, doctor, keeping, statistics, tail)
+"""The modules of the other commands."""

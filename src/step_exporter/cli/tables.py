@@ -29,18 +29,18 @@ def runs(found: Sequence[RunRecord]) -> Iterator[RenderableType]:
     rows = [
         (
             Text(when(run.created_at)),
-            _words(run.agent_name or UNKNOWN, "  ↳ " if run.parent_run_id else ""),
+            words(run.agent_name or UNKNOWN, "  ↳ " if run.parent_run_id else ""),
             status_text(run.status),
             Text(str(run.step_count)),
             Text(tokens(run.prompt_tokens, run.completion_tokens)),
             Text(duration(run.total_duration_ns)),
             Text(run.trace_id[:SHORT_ID]),
-            _words(run.error_type or ""),
+            words(run.error_type or ""),
         )
         for run in found
     ]
     headings = ("started", "agent~", "status", "steps>", "tokens>", "time>", "trace", "error~")
-    yield _table(headings, rows) if rows else Text("no runs", style="dim")
+    yield table(headings, rows) if rows else Text("no runs", style="dim")
 
 
 def steps(found: Sequence[StepRecord]) -> Iterator[RenderableType]:
@@ -49,8 +49,8 @@ def steps(found: Sequence[StepRecord]) -> Iterator[RenderableType]:
         (
             Text(when(step.created_at)),
             Text(step.span_id),
-            _words(step.agent_name or UNKNOWN),
-            _words(step.model or UNKNOWN),
+            words(step.agent_name or UNKNOWN),
+            words(step.model or UNKNOWN),
             status_text(step.status),
             Text(tokens(step.prompt_tokens, step.completion_tokens)),
             Text(duration(step.metrics and step.metrics.llm_request_ns)),
@@ -61,7 +61,7 @@ def steps(found: Sequence[StepRecord]) -> Iterator[RenderableType]:
         for step in found
     ]
     headings = ("started", "step", "agent~", "model~", "status", "tokens>", "LLM>", "tools>", "time>", "trace")
-    yield _table(headings, rows) if rows else Text("no steps", style="dim")
+    yield table(headings, rows) if rows else Text("no steps", style="dim")
 
 
 SHOWN_APART = frozenset({"id", "status", "error_type", "error_data", "metrics"})
@@ -138,7 +138,7 @@ def _shown(name: str, value: Any) -> Text:
     return Text(harmless(str(value)))
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
+def table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
     """A table without lines. A heading that ends in ``>`` is of numbers, in ``~`` of words, which may be cut."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for place, heading in enumerate(headings):
@@ -156,6 +156,6 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
     return table
 
 
-def _words(text: str, before: str = "") -> Text:
+def words(text: str, before: str = "") -> Text:
     """Somebody else's words: no markup, and nothing that a terminal would obey."""
     return Text(before + harmless(text))

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -52,7 +52,7 @@ def export(
 
 
 @contextmanager
-def _opened(output: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(output: str | os.PathLike[str] | BinaryIO) -> Generator[BinaryIO]:
     if not isinstance(output, str | os.PathLike):
         yield output
         return

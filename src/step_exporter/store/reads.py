@@ -100,8 +100,8 @@ def steps_of_trace(conn: Connection, trace_id: str) -> tuple[tuple[RunRecord, ..
     """The runs and the steps of the trace with this whole id, each by its start."""
     runs = [_make_run(*row) for row in conn.execute(_SELECT_RUNS.where(RUNS.c.trace_id == trace_id))]
     runs.sort(key=lambda run: (run.start_ns or 0, run.id))
-    steps = _numbered(conn.execute(_SELECT_STEPS.where(STEPS.c.trace_id == trace_id)))
-    return tuple(runs), steps
+    rows: Any = conn.execute(_SELECT_STEPS.where(STEPS.c.trace_id == trace_id))
+    return tuple(runs), _numbered(rows)
 
 
 def step(conn: Connection, step_id: str, trace_id: str | None) -> StepRecord:
@@ -172,7 +172,7 @@ def _step_record(row: Row[Any], position: int | None = None) -> StepRecord:
     return _make_step(*values[:_STEP_WIDTH], metrics, position)
 
 
-def _numbered(rows: Iterable[Row[Any]]) -> tuple[StepRecord, ...]:
+def _numbered(rows: Iterable[Any]) -> tuple[StepRecord, ...]:
     counts: dict[str, int] = {}
     numbered: list[StepRecord] = []
     for row in sorted(rows, key=lambda row: (row[_START] or 0, row.span_id)):

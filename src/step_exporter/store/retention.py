@@ -79,16 +79,17 @@ class _Batches:
         self.progress = progress
         self.count = 0
         self._traces = 8
+        self._began = 0.0
+        """When the transaction got its lock: what it waited for others says nothing about its size."""
 
     def run(self, limit: datetime | None, max_bytes: int | None) -> None:
         """Delete until nothing is old enough, or little enough is left."""
         used = 0 if max_bytes is None else _size(self.engine)
         while max_bytes is None or used > max_bytes:
-            began = time.monotonic()
             gone, used = patiently(self.engine, lambda conn, _, used=used: self._delete(conn, limit, max_bytes, used))
             if not gone:
                 return
-            took = time.monotonic() - began
+            took = time.monotonic() - self._began
             self.count += gone
             if self.progress is not None:
                 self.progress(self.count)
@@ -97,6 +98,7 @@ class _Batches:
 
     def _delete(self, conn: Connection, limit: datetime | None, max_bytes: int | None, used: int) -> tuple[int, int]:
         """Delete one batch; how many traces that were, and how many bytes are in use then."""
+        self._began = time.monotonic()
         query = select(_TRACES.c.trace_id).order_by(_TRACES.c.last_ns, _TRACES.c.trace_id).limit(self._traces)
         if limit is not None:
             limit_ns = filters.check_time_ns("older_than", limit)
@@ -144,7 +146,8 @@ def _give_back(engine: Engine) -> None:
             if left in (0, free):
                 break
             free = left
-            conn.exec_driver_sql(f"PRAGMA incremental_vacuum({_MAX_PAGES})").fetchall()
+            # It gives back a page a step, but says that it has no rows: past SQLAlchemy, which would not fetch any.
+            conn.connection.cursor().execute(f"PRAGMA incremental_vacuum({_MAX_PAGES})").fetchall()
         time.sleep(min(time.monotonic() - began, 1.0))
     connection = engine.raw_connection()  # a checkpoint is nothing for a transaction
     try:

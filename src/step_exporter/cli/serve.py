@@ -1,0 +1,77 @@
+"""``step-exporter serve``: the pages, the API and the OTLP receiver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from step_exporter.errors import ConfigurationError, DatabaseError, SchemaError
+
+TOKEN_VARIABLE = "STEP_EXPORTER_TOKEN"
+_SHUTDOWN_S = 5
+
+
+def serve(url: str, host: str, port: int, *, names: Sequence[str], unsafe_no_token: bool) -> None:
+    """Serve until interrupted. Where to go is said on stderr.
+
+    Raises ``ConfigurationError`` before it listens, if others could read without a key or packages are missing;
+    ``SchemaError`` for a database that is not ours.
+    """
+    try:
+        import uvicorn
+
+        from step_exporter.viewer.app import create_app
+        from step_exporter.viewer.security import Sessions, make_access
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("step_exporter"):
+            raise
+        raise ConfigurationError(f"serve needs {error.name}: pip install 'step_exporter[viewer]'") from None
+    chosen = os.environ.get(TOKEN_VARIABLE) or None
+    access = make_access(host, port, key=chosen, names=names, unsafe_no_token=unsafe_no_token)
+    sessions = Sessions(access.key)
+    _make_tables(url)
+    _say(f"Spans:  http://{_place(host, port)}  (OTEL_EXPORTER_OTLP_ENDPOINT, http/protobuf or http/json)")
+    if access.key is None:
+        _say(f"Pages:  http://{_place(host, port)}/  (no key is asked for)")
+    else:
+        _say(f"Pages:  http://{_place(host, port)}/login?code={sessions.new_code()}  (works once)")
+        _say(f"Key:    {access.key if chosen is None else f'the value of {TOKEN_VARIABLE}'}")
+    config: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    uvicorn.run(
+        create_app(url, access, sessions),
+        host=host,
+        port=port,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        h11_max_incomplete_event_size=64 * 1024,
+        **config,
+    )
+
+
+def _make_tables(url: str) -> None:
+    """Make the tables, or say that it will be tried again with the first spans."""
+    from step_exporter.store.engine import create_sync_engine
+    from step_exporter.store.schema import ensure_schema
+
+    engine = create_sync_engine(url)
+    try:
+        ensure_schema(engine)
+    except SchemaError:
+        raise
+    except DatabaseError as error:
+        _say(f"warning: {error} Senders are told to try again until it answers.")
+    finally:
+        engine.dispose()
+
+
+def _place(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{shown}:{port}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
