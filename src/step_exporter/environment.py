@@ -8,3 +8,9 @@ OTEL_EXPORTER_STEPS_CONTENT = "OTEL_EXPORTER_STEPS_CONTENT"
 """``off`` keeps prompts, answers, tool arguments and results out of the database. Default: ``on``."""
 OTEL_EXPORTER_STEPS_RECORD = "OTEL_EXPORTER_STEPS_RECORD"
 """``all`` keeps spans of local trees without an agent, LLM or tool span as well. Default: ``steps``."""
+OTEL_EXPORTER_STEPS_SPOOL = "OTEL_EXPORTER_STEPS_SPOOL"
+"""Directory in which spans wait on disk while the database cannot be used, or ``off``. Default:
+``$XDG_STATE_HOME/step_exporter``."""
+OTEL_EXPORTER_STEPS_PENDING = "OTEL_EXPORTER_STEPS_PENDING"
+"""``true`` adds ``StepSpanProcessor`` under ``opentelemetry-instrument``: steps are seen while they run, and every
+span is accounted for. Set ``OTEL_TRACES_EXPORTER=none`` beside it. Default: ``false``."""

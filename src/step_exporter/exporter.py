@@ -224,14 +224,12 @@ class StepSpanExporter(SpanExporter):
         if not self._lock.acquire(timeout=max(0, timeout_millis) / 1000):
             _log.warning("step_exporter: an export was still going on at the end of shutdown's %d ms", timeout_millis)
             self._keep(self._trees.drain(), [])  # the export is in the database's hands, and done with these
+            self._close_spool()
             return
         try:
             self._take(self._drain, 0)
-            if self._spool is not None:
-                self._spool.close()
-            if self._shared is not None:
-                self._shared.release(id(self), self._account(), is_reachable=self._retry_at == 0.0)
-                self._shared = None
+            self._close_spool()
+            self._take(self._release, 0)
         finally:
             self._lock.release()
 
@@ -399,6 +397,21 @@ class StepSpanExporter(SpanExporter):
                     self._dropped[reason] += len(rows) - kept
         finally:
             if mine:
+                self._spooling.release()
+
+    def _release(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.release(id(self), self._account(), is_reachable=self._retry_at == 0.0)
+
+    def _close_spool(self) -> None:
+        """Leave what is in it to whoever reaches the database next."""
+        if self._spooling.acquire(timeout=_SPOOL_WAIT_S):
+            try:
+                if self._spool is not None:
+                    self._spool.close()
+                    self._spool = None
+            finally:
                 self._spooling.release()
 
     def _make_spool(self) -> Spool | None:

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 class SharedWriter:
     """A writer, its engine, and how many use it."""
 
-    def __init__(self, key: str, engine: Engine, place: str) -> None:
+    def __init__(self, key: str, engine: Engine, place: str, path: Path | None = None) -> None:
         self.key = key
         self.engine = engine
         self.place = place
@@ -36,14 +37,23 @@ class SharedWriter:
         self.lock = threading.Lock()
         self._process_id: str | None = None
         self._beaten_at = 0.0
+        self._path = path
+        self._inode: tuple[int, int] | None = None
+        """Of the SQLite file: one that is deleted or replaced could be written to without an error."""
         self._accounts: dict[int, Account] = {}
 
     def make_ready(self) -> Writer:
         """Connect, make the tables, and look for what processes that are gone left open, once. Raises
         ``DatabaseError``."""
         with self.lock:
+            if self.is_ready and self._inode is not None and _inode(self._path) != self._inode:
+                _log.warning("step_exporter: %s was deleted or replaced; it is made anew", self.place)
+                self.engine.dispose()
+                self.writer.forget()
+                self.is_ready, self._process_id = False, None
             if not self.is_ready:
                 ensure_schema(self.engine)
+                self._inode = _inode(self._path)
                 try:
                     find_abandoned(self.engine, self.writer)
                 except Exception as error:  # the next one that looks may have more luck
@@ -101,6 +111,14 @@ class SharedWriter:
         self.engine.dispose()
 
 
+def _inode(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
 _lock = threading.Lock()
 _shared: dict[str, SharedWriter] = {}
 
@@ -112,7 +130,7 @@ def acquire(url: DatabaseURL) -> SharedWriter:
     with _lock:
         shared = _shared.get(key)
         if shared is None:
-            shared = _shared[key] = SharedWriter(key, create_sync_engine(url), display_url(url))
+            shared = _shared[key] = SharedWriter(key, create_sync_engine(url), display_url(url), path)
         shared.users += 1
         return shared
 

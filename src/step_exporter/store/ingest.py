@@ -119,6 +119,13 @@ class Writer:
                 raise WriteError(cause(error), WriteResult(**done)) from error
             return WriteResult(**done)
 
+    def forget(self) -> None:
+        """Remember nothing of the database: it is another one now."""
+        with self._lock:
+            self._known.clear()
+            self._shared.clear()
+            self._underived.clear()
+
     def after_fork(self) -> None:
         """Start anew in a forked child: another thread may have held the lock, or been in the middle of a batch."""
         self._lock = threading.Lock()

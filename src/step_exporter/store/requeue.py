@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, func, select
 
 from step_exporter.models import Base
 from step_exporter.store.codec import from_canonical
@@ -32,13 +32,13 @@ def requeue(engine: Engine) -> Requeued:
     """
     stored = refused = 0
     writer = Writer(engine)
+    with engine.begin() as conn:
+        newest = conn.scalar(select(func.max(_QUARANTINE.c.id))) or 0
     last = 0
     while True:
         columns = (_QUARANTINE.c.id, _QUARANTINE.c.body)
         query = select(*columns).where(_QUARANTINE.c.reason == UNSTORABLE, _QUARANTINE.c.id > last)
         with engine.begin() as conn:
-            if not last:
-                newest = conn.scalar(select(_QUARANTINE.c.id).order_by(_QUARANTINE.c.id.desc()).limit(1)) or 0
             rows = conn.execute(
                 query.where(_QUARANTINE.c.id <= newest).order_by(_QUARANTINE.c.id).limit(_ENTRIES)
             ).all()

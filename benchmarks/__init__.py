@@ -1,0 +1,1 @@
+"""Benchmarks: CPU per span against what an app can run instead. ``README.md`` has the commands and the figures."""

@@ -1,0 +1,458 @@
+"""``StepSpanProcessor`` and ``configure()``: steps that are seen while they run, and every span accounted for.
+
+    handle = step_exporter.configure("sqlite:///steps.db")
+
+On the app's thread a span costs two appends. One thread of our own writes: what ended, in batches; what is open at
+that moment, as open; and, in quiet times, what waits in spools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+from step_exporter import environment
+from step_exporter.conventions import read
+from step_exporter.exporter import DropReason, StepSpanExporter
+from step_exporter.redaction import Redact
+from step_exporter.sdk import SpanConverter
+from step_exporter.store.engine import DatabaseURL
+from step_exporter.trees import is_meaningful
+
+MAX_QUEUE = 20_000
+MAX_QUEUE_BYTES = 256 << 20
+BATCH = 512
+BATCH_BYTES = 8 << 20
+INTERVAL_S = 0.5
+"""Ended and open spans are in the database that long after, at the latest, while it keeps up."""
+MAX_OPEN = 10_000
+"""Open spans that are looked at; a program that never ends its spans must not fill the memory through us."""
+SIGTERM_S = 5.0
+"""How long SIGTERM waits for us: orchestrators kill after 10 or 30 s."""
+_SPOOL_RATE = 10_000
+"""Spans a second that a slow disk spools: what shutdown reckons with."""
+
+
+class FlushReport(NamedTuple):
+    """What became of the spans that ended since the program (or its fork) began.
+
+    ``committed`` + ``spooled`` + ``let_go`` + ``pending`` + the sum of ``dropped`` = the spans seen.
+    """
+
+    committed: int
+    """In the database."""
+    spooled: int
+    """On this machine's disk: brought in by this process or the next one."""
+    dropped: Mapping[str, int]
+    """By reason (``exporter.DropReason``)."""
+    let_go: int = 0
+    """Of trees without an agent, LLM request or tool."""
+    pending: int = 0
+    """In memory still: at the deadline, or until it is known whether their tree holds an agent."""
+
+    @property
+    def seen(self) -> int:
+        """All of them."""
+        return self.committed + self.spooled + self.let_go + self.pending + sum(self.dropped.values())
+
+
+class ProcessorStats(NamedTuple):
+    """What a processor did so far."""
+
+    report: FlushReport
+    open: int
+    """Spans that have begun and not ended."""
+    queued: int
+    """Ended spans that no batch has taken yet."""
+    duplicates: int
+    collisions: int
+    quarantined: int
+    adopted: int
+    """Spans of processes that are gone, brought in out of their spools."""
+
+
+class StepSpanProcessor(SpanProcessor):
+    """Stores steps as they begin and as they end. Thread-safe; survives forks; never raises.
+
+    Making one connects to nothing and starts no thread: the first span does.
+    """
+
+    def __init__(
+        self,
+        url: DatabaseURL | None = None,
+        *,
+        content: str | bool | None = None,
+        redact: Redact | None = None,
+        record: str | None = None,
+        spool: str | os.PathLike[str] | bool | None = None,
+        max_queue: int = MAX_QUEUE,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
+        batch: int = BATCH,
+        interval_seconds: float = INTERVAL_S,
+    ) -> None:
+        """
+        Args:
+            url, content, redact, record, spool: As of ``StepSpanExporter``.
+            max_queue: Ended spans in memory at most; further ones are dropped and counted.
+            max_queue_bytes: The same in bytes, as the writer reckons them from the spans it has taken.
+            batch: Spans of one transaction.
+            interval_seconds: How often ended spans are written and open ones put down.
+        """
+        self._exporter = StepSpanExporter(url, content=content, redact=redact, record=record, spool=spool)
+        self._max_queue = max_queue
+        self._max_bytes = max_queue_bytes
+        self._batch = batch
+        self._interval_s = interval_seconds
+        self._closed = False
+        self._renew()
+        _processors.add(self)
+
+    def _renew(self) -> None:
+        """The state of a process: made anew in a forked child, where the queue and the open spans are the parent's."""
+        self._queue = deque[ReadableSpan]()
+        self._open: dict[int, Span] = {}
+        self._room = -1 if self._closed else self._max_queue
+        self._looked: dict[int, _Look] = {}
+        # A put is safe in a signal handler that interrupts another one; an Event's set is not.
+        self._wake = queue.SimpleQueue[queue.SimpleQueue[bool] | None]()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
+        self._in_hand: list[ReadableSpan] = []
+        self._give_up = False
+        self._convert = SpanConverter()
+        self._dropped_at_flush = 0
+
+    # The app's side
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Note that a span is open."""
+        if len(self._open) < MAX_OPEN:
+            self._open[id(span.get_span_context())] = span
+        if self._thread is None:
+            self._start()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Hand an ended span over."""
+        context = span.get_span_context()
+        self._open.pop(id(context), None)
+        if context is None or not context.trace_flags & 1:
+            return
+        waiting = self._queue
+        if len(waiting) >= self._room:
+            self._refuse(1)
+            return
+        waiting.append(span)
+        if self._thread is None:
+            self._start()
+        elif len(waiting) == self._batch:
+            self._wake.put(None)
+
+    def _refuse(self, count: int) -> None:
+        self._exporter.refuse(count, DropReason.AFTER_SHUTDOWN if self._closed else DropReason.QUEUE_FULL)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is not None or self._closed:
+                return
+            thread = threading.Thread(target=self._run, name="StepSpanProcessor", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is on its way out: shutdown writes, on its own thread
+                return
+            self._thread = thread
+
+    # What people ask
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was shut down."""
+        return self._closed
+
+    def force_flush(self, timeout_millis: int | None = 30_000) -> bool:
+        """Whether every span that had ended is in the database: none dropped since the last call, none spooled."""
+        report = self.flush(30.0 if timeout_millis is None else timeout_millis / 1000)
+        dropped = sum(report.dropped.values())
+        before, self._dropped_at_flush = self._dropped_at_flush, dropped
+        return dropped == before and not (report.spooled or self._queue or self._in_hand)
+
+    def flush(self, timeout_seconds: float = 10.0) -> FlushReport:
+        """Write what has ended, and wait for it until the deadline. What the report calls committed is committed."""
+        if self._queue and self._thread is None:
+            self._start()
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            answer = queue.SimpleQueue[bool]()
+            self._wake.put(answer)
+            with contextlib.suppress(queue.Empty):
+                answer.get(timeout=max(0.0, timeout_seconds))
+        return self._report()
+
+    def stats(self) -> ProcessorStats:
+        """What was done so far."""
+        inner = self._exporter.stats()
+        return ProcessorStats(
+            self._report(),
+            open=len(self._open),
+            queued=len(self._queue),
+            duplicates=inner.duplicates,
+            collisions=inner.collisions,
+            quarantined=inner.quarantined,
+            adopted=inner.adopted,
+        )
+
+    def shutdown(self, timeout_seconds: float = 30.0) -> None:
+        """Write what has ended, spool what the database does not take in time, and close. Idempotent."""
+        with self._starting:
+            if self._closed:
+                return
+            self._closed = True
+        self._room = -1
+        deadline = time.monotonic() + timeout_seconds
+        spooling_s = min(timeout_seconds / 2, 0.1 + len(self._queue) / _SPOOL_RATE)
+        thread = self._thread
+        if thread is None:
+            self._finish()
+        elif thread is not threading.current_thread():
+            self._wake.put(None)
+            thread.join(max(0.0, timeout_seconds - spooling_s))
+            if thread.is_alive():
+                self._give_up = True
+                thread.join(spooling_s / 10)
+                self._rescue(deadline)
+                self._exporter.shutdown(0)
+
+    def _rescue(self, deadline: float) -> None:
+        """Spool what the writer has not got to, and what it has in its hands but the database does not answer for."""
+        self._exporter.rescue(list(self._in_hand), are_new=False)
+        while self._queue:
+            if time.monotonic() > deadline:
+                self._exporter.refuse(len(self._queue), DropReason.DEADLINE)
+                self._queue.clear()
+                return
+            self._exporter.rescue(self._taken(2_000))
+
+    def _report(self) -> FlushReport:
+        inner = self._exporter.stats()
+        settled = inner.committed + inner.spooled + inner.let_go + sum(inner.dropped.values())
+        return FlushReport(
+            inner.committed,
+            inner.spooled,
+            {str(reason): count for reason, count in inner.dropped.items()},
+            inner.let_go,
+            max(0, inner.seen - settled) + len(self._queue),
+        )
+
+    # The writer's side
+
+    def _run(self) -> None:
+        while True:
+            answers: list[queue.SimpleQueue[bool]] = []
+            try:
+                answer = self._wake.get(timeout=self._interval_s)
+                while True:
+                    if answer is not None:
+                        answers.append(answer)
+                    answer = self._wake.get_nowait()
+            except queue.Empty:
+                pass
+            closing = self._closed
+            try:
+                if closing:
+                    self._finish()
+                else:
+                    self._pass()
+            except Exception:  # the exporter catches what it does; whatever else must not end the thread
+                time.sleep(self._interval_s)
+            for answer in answers:
+                answer.put(True)
+            if closing:
+                return
+
+    def _pass(self) -> None:
+        """Write what has ended by now, then what is open."""
+        due = len(self._queue)
+        while due > 0 and not self._give_up:
+            self._in_hand = self._taken(self._batch)
+            due -= len(self._in_hand)
+            try:
+                self._exporter.export(self._in_hand)
+            finally:
+                self._in_hand = []
+        if not self._closed:
+            self._put_down_open()
+            self._exporter.tend()
+
+    def _finish(self) -> None:
+        """The last pass."""
+        self._pass()
+        if not self._give_up:
+            self._exporter.shutdown()
+
+    def _taken(self, limit: int) -> list[ReadableSpan]:
+        """Take spans off the queue, up to so many or 8 MiB, and make the room what their size leaves."""
+        taken: list[ReadableSpan] = []
+        size = 0
+        while len(taken) < limit and size < BATCH_BYTES:
+            try:
+                span = self._queue.popleft()
+            except IndexError:
+                break
+            taken.append(span)
+            size += _size(span)
+        if taken and not self._closed:
+            self._room = max(1, min(self._max_queue, self._max_bytes * len(taken) // size))
+        return taken
+
+    def _put_down_open(self) -> None:
+        """Put meaningful spans that are open down, once. Their role is read again whenever they have changed."""
+        open_now = self._open.copy()
+        looked = self._looked
+        for key in [key for key, look in looked.items() if open_now.get(key) is not look.span]:
+            del looked[key]
+        found: list[tuple[int, Span]] = []
+        for key, span in open_now.items():
+            look = looked.get(key)
+            size = len(span.attributes or ())
+            if look is not None and (look.is_down or (look.size, look.name) == (size, span.name)):
+                continue
+            looked[key] = _Look(span, size, span.name, is_down=False)
+            try:
+                if is_meaningful(read(self._convert(span))):
+                    found.append((key, span))
+            except Exception:  # it changed meanwhile: the next time
+                del looked[key]
+        if found and self._exporter.export_open([span for _, span in found]):
+            for key, _ in found:
+                looked[key] = looked[key]._replace(is_down=True)
+        else:
+            for key, _ in found:
+                del looked[key]
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
+        self._renew()
+
+
+class _Look(NamedTuple):
+    """What was seen of an open span when its role was last read."""
+
+    span: Span
+    size: int
+    name: str
+    is_down: bool
+
+
+def _size(span: ReadableSpan) -> int:
+    """Roughly the bytes of a span in memory."""
+    size = 1_000
+    for attributes in (span.attributes, *(event.attributes for event in span.events)):
+        for value in (attributes or {}).values():
+            size += 100 + (len(value) if isinstance(value, str | bytes) else 0)
+            if isinstance(value, tuple | list):
+                size += sum(50 + (len(item) if isinstance(item, str) else 0) for item in value)
+    return size
+
+
+# One call
+
+
+class Handle:
+    """What ``configure`` set up."""
+
+    def __init__(self, provider: TracerProvider, processor: StepSpanProcessor) -> None:
+        self.provider = provider
+        self.processor = processor
+
+    def flush(self, timeout_seconds: float = 10.0) -> FlushReport:
+        """Write what has ended, and wait for it until the deadline."""
+        return self.processor.flush(timeout_seconds)
+
+    def stats(self) -> ProcessorStats:
+        """What was done so far."""
+        return self.processor.stats()
+
+    def shutdown(self, timeout_seconds: float = 30.0) -> FlushReport:
+        """Write or spool what has ended, and close. Spans that end afterwards are counted and dropped."""
+        self.processor.shutdown(timeout_seconds)
+        return self.processor.flush(0)
+
+
+def configure(
+    url: DatabaseURL | None = None,
+    *,
+    provider: TracerProvider | None = None,
+    content: str | bool | None = None,
+    redact: Redact | None = None,
+    record: str | None = None,
+    spool: str | os.PathLike[str] | bool | None = None,
+    on_sigterm: bool = True,
+) -> Handle:
+    """Store the steps of this process: take the tracer provider (or make one, if there is none) and add a
+    ``StepSpanProcessor``. A second call for the same provider changes nothing and gives the same.
+
+    Args:
+        url: A SQLite or PostgreSQL URL, or the path of a SQLite file. Default: ``OTEL_EXPORTER_STEPS_URL``, else
+            ``sqlite:///steps.db``.
+        provider: To add to. Default: the global one.
+        content, redact, record, spool: As of ``StepSpanExporter``.
+        on_sigterm: Write or spool what has ended before SIGTERM ends the process, where the app has no handler of its
+            own for it.
+    """
+    if provider is None:
+        found = trace.get_tracer_provider()
+        if isinstance(found, TracerProvider):
+            provider = found
+        else:
+            provider = TracerProvider()
+            trace.set_tracer_provider(provider)
+    processor = _configured.get(provider)
+    if processor is None or processor.is_closed:
+        processor = StepSpanProcessor(url, content=content, redact=redact, record=record, spool=spool)
+        provider.add_span_processor(processor)
+        _configured[provider] = processor
+        if on_sigterm:
+            _handle_sigterm()
+    return Handle(provider, processor)
+
+
+def _handle_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(number: int, frame: object) -> None:
+    for processor in tuple(_processors):
+        processor.shutdown(SIGTERM_S)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def post_instrument() -> None:
+    """``configure()`` under ``opentelemetry-instrument``, if ``OTEL_EXPORTER_STEPS_PENDING`` is true."""
+    if os.environ.get(environment.OTEL_EXPORTER_STEPS_PENDING, "").strip().lower() in ("true", "1", "on"):
+        configure()
+
+
+_configured: weakref.WeakKeyDictionary[TracerProvider, StepSpanProcessor] = weakref.WeakKeyDictionary()
+_processors: weakref.WeakSet[StepSpanProcessor] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for processor in tuple(_processors):
+        processor.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,145 @@
+"""A: processes die, and shut down badly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from fault_apps import ended, rows, run, start
+
+from step_exporter.exporter import StepSpanExporter
+from step_exporter.processor import StepSpanProcessor
+from step_exporter.spool import spool_directory, spool_files
+
+
+def test_a2_kill_9_loses_only_what_was_not_flushed(db: Path, assert_invariants: Any) -> None:
+    code, out, _ = run(
+        """
+        end(500)
+        print(handle.flush(30).committed, flush=True)
+        end(100)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        db,
+    )
+    assert (code, out) == (-signal.SIGKILL, "500\n")
+    assert_invariants(db)
+    assert StepSpanExporter(db).export([ended()]).name == "SUCCESS"
+
+
+def test_a3_kill_9_while_the_spool_is_written_loses_no_acknowledged_span(
+    tmp_path: Path, assert_invariants: Any
+) -> None:
+    db = tmp_path / "later" / "steps.db"
+    code, out, _ = run(
+        """
+        threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        while True:
+            end(50)
+            print(handle.flush(10).spooled, flush=True)
+        """,
+        db,
+    )
+    acknowledged = int(out.split()[-1])
+    assert (code, acknowledged > 0) == (-signal.SIGKILL, True)
+    db.parent.mkdir()
+    exporter = StepSpanExporter(db)
+    exporter.export([ended()])
+    assert acknowledged <= exporter.stats().adopted <= acknowledged + 50
+    assert_invariants(db, exporter.stats(), spans=exporter.stats().adopted + 1)
+    exporter.shutdown()
+
+
+def test_a4_two_processes_bring_one_spool_in_once(tmp_path: Path, assert_invariants: Any) -> None:
+    db = tmp_path / "later" / "steps.db"
+    dead = StepSpanExporter(db)
+    dead.export([ended(n) for n in range(1, 2001)])
+    dead.shutdown()
+    db.parent.mkdir()
+    both = [start("end(1); handle.flush(60); print(handle.stats().adopted)", db) for _ in range(2)]
+    adopted = [int(process.communicate(timeout=120)[0]) for process in both]
+    assert sorted(adopted) == [0, 2000]
+    assert_invariants(db, spans=2002)
+
+
+def test_a5_sigterm_drains_or_spools_and_ends_in_time(tmp_path: Path, assert_invariants: Any) -> None:
+    for place in (tmp_path / "steps.db", tmp_path / "no" / "steps.db"):
+        process = start("end(5000); print('ready', flush=True); time.sleep(60)", place)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGTERM
+        assert time.monotonic() - began < 5 + 1 + 5  # the deadline, 1 s, and a slow machine
+    assert_invariants(tmp_path / "steps.db", spans=5000)
+    directory = spool_directory(tmp_path / "no" / "steps.db")
+    assert directory is not None
+    assert sum(file.facts or 0 for file in spool_files(directory)) == 5000
+
+
+def test_a6_ctrl_c_loses_nothing_and_shows_no_traceback_of_ours(db: Path, assert_invariants: Any) -> None:
+    process = start("end(2000); print('ready', flush=True); time.sleep(60)", db)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    assert "step_exporter" not in err
+    assert_invariants(db, spans=2000)
+
+
+def test_a7_exits_of_every_kind(db: Path, assert_invariants: Any) -> None:
+    for ending in ("sys.exit(3)", "raise ValueError"):
+        _, _, err = run(f"end(100)\n{ending}", db)
+        assert "step_exporter" not in err
+    run("end(100); handle.flush(30); end(1); os._exit(0)", db)
+    assert_invariants(db)
+    assert rows(db, "SELECT count(*) FROM spans")[0][0] in (300, 301)  # the last one was not flushed
+
+
+def test_a9_after_shutdown_is_counted(db: Path, assert_invariants: Any) -> None:
+    processor = StepSpanProcessor(db)
+    processor.on_end(ended())
+    processor.shutdown()
+    processor.on_end(ended(8))
+    report = processor.flush()
+    assert (report.committed, report.dropped) == (1, {"after_shutdown": 1})
+    assert_invariants(db, report, spans=1)
+
+
+def test_a10_shutdown_twice_and_from_two_threads(db: Path, assert_invariants: Any) -> None:
+    processor = StepSpanProcessor(db)
+    processor.on_end(ended())
+    threads = [threading.Thread(target=processor.shutdown) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    processor.shutdown()
+    assert not any(thread.is_alive() for thread in threads)
+    assert_invariants(db, processor.flush(), spans=1)
+
+
+def test_a11_flush_says_that_the_database_is_down(tmp_path: Path) -> None:
+    processor = StepSpanProcessor(tmp_path / "no" / "steps.db")
+    processor.on_end(ended())
+    assert processor.force_flush(5_000) is False
+    assert processor.flush().spooled == 1
+    processor.shutdown()
+
+
+def test_a1_random_kills_lose_nothing_that_was_acknowledged() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+    kills = os.environ.get("STEP_EXPORTER_KILLS", "5")
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", kills], capture_output=True, text=True, check=False, timeout=7200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 missing, 0 twice, 0 rows" in done.stdout

@@ -1,0 +1,211 @@
+"""While the database is away, spans wait on disk, and come in when it is back: with this process or the next."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+import step_exporter.exporter as exporter_module
+from step_exporter.errors import DatabaseError
+from step_exporter.exporter import StepSpanExporter
+from step_exporter.facts import RawSpan
+from step_exporter.spool import Spool, adopt, spool_directory, spool_files, spooled
+from step_exporter.store.prepare import Rejected
+from test_exporter import SECRET, adds_up, ended, fail_with, provider_for, query
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A database whose directory does not exist yet."""
+    monkeypatch.setattr(exporter_module, "_PAUSE_S", 0.0)
+    return tmp_path / "later" / "steps.db"
+
+
+def raw(number: int) -> RawSpan:
+    return RawSpan(f"{number + 1:032x}", f"{number + 1:016x}", None, "chat", attributes={"a": (1, "b\0", float("inf"))})
+
+
+def collect(into: list[RawSpan]) -> object:
+    def write(raws: Sequence[RawSpan], rejected: Sequence[Rejected]) -> None:
+        into.extend(raws)
+
+    return write
+
+
+def test_spans_wait_and_come_in_when_the_database_is_back(away: Path) -> None:
+    exporter = StepSpanExporter(away)
+    assert exporter.export([ended()]) is SpanExportResult.SUCCESS
+    assert exporter.stats().spooled == 1
+    assert exporter.force_flush() is False
+    away.parent.mkdir()
+    assert exporter.export([ended(span_id=8)]) is SpanExportResult.SUCCESS
+    assert exporter.force_flush() is True
+    stats = exporter.stats()
+    assert (stats.seen, stats.committed, stats.spooled, stats.dropped) == (2, 2, 0, {})
+    assert query(away, "SELECT count(*) FROM steps") == [(2,)]
+    directory = spool_directory(away)
+    assert directory is not None
+    assert list(directory.iterdir()) == []
+    exporter.shutdown()
+
+
+def test_the_next_process_brings_them_in(away: Path) -> None:
+    first = StepSpanExporter(away)
+    first.export([ended(span_id=n) for n in range(1, 1201)])
+    first.shutdown()
+    assert (first.stats().spooled, first.stats().dropped) == (1200, {})
+    away.parent.mkdir()
+    second = StepSpanExporter(away)
+    second.export([ended(span_id=9_000)])
+    assert (second.stats().adopted, second.stats().committed) == (1200, 1)
+    assert query(away, "SELECT count(*), count(DISTINCT span_id) FROM spans") == [(1201, 1201)]
+    second.shutdown()
+
+
+def test_only_the_user_may_read_it(away: Path) -> None:
+    exporter = StepSpanExporter(away)
+    exporter.export([ended()])
+    directory = spool_directory(away)
+    assert directory is not None
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
+    exporter.shutdown()
+
+
+def test_no_content_is_in_it_when_content_is_off(away: Path) -> None:
+    exporter = StepSpanExporter(away, content="off")
+    fail_with(provider_for(exporter), SECRET)
+    directory = spool_directory(away)
+    assert directory is not None
+    assert exporter.stats().spooled == 1
+    assert all(SECRET.encode() not in path.read_bytes() for path in directory.iterdir())
+    exporter.shutdown()
+
+
+def test_facts_come_out_as_they_went_in(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert spool.put([spooled(raw(n)) for n in range(3)]) == 3
+    found: list[RawSpan] = []
+    assert spool.bring_in(collect(found), 100) == 3  # type: ignore[arg-type]
+    assert found == [raw(0), raw(1), raw(2)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_bounded_and_what_it_has_no_room_for_is_counted(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter_module, "Spool", lambda directory: Spool(directory, max_bytes=2_000))
+    exporter = StepSpanExporter(away)
+    assert exporter.export([ended(span_id=n) for n in range(1, 11)]) is SpanExportResult.FAILURE
+    stats = exporter.stats()
+    assert 0 < stats.spooled < 10
+    assert stats.dropped == {"spool_full": 10 - stats.spooled}
+    assert adds_up(stats)
+    exporter.shutdown()
+
+
+def test_a_spool_that_cannot_be_written_is_counted_and_said(
+    away: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    exporter = StepSpanExporter(away, spool=tmp_path / "file" / "spool")
+    assert exporter.export([ended()]) is SpanExportResult.FAILURE
+    assert exporter.stats().dropped == {"spool": 1}
+    assert "spans are lost" in caplog.text
+    exporter.shutdown()
+
+
+def test_a_spool_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys; from step_exporter.spool import *; from step_exporter.facts import RawSpan\n"
+        f"spool = Spool(__import__('pathlib').Path({str(tmp_path)!r}))\n"
+        "spool.put([spooled(RawSpan('1' * 32, '1' * 16, None, 'chat'))])\n"
+        "print('ready', flush=True); sys.stdin.read(1)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        found: list[RawSpan] = []
+        assert adopt(tmp_path, collect(found)) == 0  # type: ignore[arg-type]
+        assert [(file.facts, file.in_use) for file in spool_files(tmp_path)] == [(1, True)]
+        owner.kill()
+    assert [(file.facts, file.in_use) for file in spool_files(tmp_path)] == [(1, False)]
+    assert adopt(tmp_path, collect(found)) == 1  # type: ignore[arg-type]
+    assert [fact.name for fact in found] == ["chat"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_on_the_way_in_stays(tmp_path: Path) -> None:
+    first = Spool(tmp_path)
+    first.put([spooled(raw(0))])
+    first.close()
+
+    def fail(raws: Sequence[RawSpan], rejected: Sequence[Rejected]) -> None:
+        raise DatabaseError
+
+    with pytest.raises(DatabaseError):
+        adopt(tmp_path, fail)
+    found: list[RawSpan] = []
+    assert adopt(tmp_path, collect(found)) == 1  # type: ignore[arg-type]
+
+
+def test_a_torn_spool_is_named_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "1-torn.db").write_bytes(b"no database" * 1000)
+    found: list[RawSpan] = []
+    assert adopt(tmp_path, collect(found)) == 0  # type: ignore[arg-type]
+    assert "1-torn.db" in caplog.text
+    assert (tmp_path / "1-torn.db").exists()
+    assert [file.facts for file in spool_files(tmp_path)] == [None]
+
+
+def test_the_directory_is_named_by_the_database_not_by_the_user(tmp_path: Path) -> None:
+    one = spool_directory("postgresql://a:x@host:5432/steps", tmp_path)
+    assert one == spool_directory("postgresql+asyncpg://b:y@host:5432/steps", tmp_path)
+    assert one != spool_directory("postgresql://a:x@host:5433/steps", tmp_path)
+    assert spool_directory("sqlite://", tmp_path) is None
+
+
+def test_a_forked_child_does_not_hold_the_parents_spool(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, time
+from pathlib import Path
+from step_exporter.spool import Spool, spooled
+from step_exporter.facts import RawSpan
+spool = Spool(Path({str(tmp_path)!r}))
+spool.put([spooled(RawSpan('1' * 32, '1' * 16, None, 'chat'))])
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    child = int(done.stdout.readline())
+    done.wait()
+    done.stdout.close()
+    try:
+        found: list[RawSpan] = []
+        assert adopt(tmp_path, collect(found)) == 1  # type: ignore[arg-type]
+    finally:
+        os.kill(child, 9)
+
+
+def test_the_file_is_a_sound_database(away: Path) -> None:
+    exporter = StepSpanExporter(away)
+    exporter.export([ended()])
+    directory = spool_directory(away)
+    assert directory is not None
+    (path,) = directory.glob("*.db")
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+    exporter.shutdown()
