@@ -368,14 +368,17 @@ class Derivation:
     def _doubt_calls(self, entry: Entry) -> None:
         """The calls that may belong to an entry, or did until it came: asked for by it, or begun after it."""
         scope, agent = entry.scope, entry.agent
-        entries = scope.entries if agent is None else self._agent_entries[agent]
-        after = entries.after(entry.order)
-        while after is not None and after.spans[0].context.tool is not None:  # a call passes over what is inside it
-            after = entries.after(after.order)
-        end = after.order[0] if after is not None else UNKNOWN
-        for calls in (scope.calls, self._agent_calls.get(agent) if agent is not None else None):
-            if calls is not None and len(calls):
-                self._doubtful_calls.update(dict.fromkeys(calls.begun_within(entry.order[0], end)))
+        timelines = [(scope.entries, scope.calls)]
+        if agent is not None and agent in self._agent_calls:
+            timelines.append((self._agent_entries[agent], self._agent_calls[agent]))
+        for entries, calls in timelines:
+            if not len(calls):
+                continue
+            after = entries.after(entry.order)
+            while after is not None and after.spans[0].context.tool is not None:  # a call passes over what is inside it
+                after = entries.after(after.order)
+            end = after.order[0] if after is not None else UNKNOWN
+            self._doubtful_calls.update(dict.fromkeys(calls.begun_within(entry.order[0], end)))
         for call_id in entry.asked:
             for call in scope.calls_by_id.get(call_id, {}).values():
                 self._doubtful_calls[call] = None
@@ -424,6 +427,8 @@ class Derivation:
             for entry in (scope.last, scope.entries.last):
                 if entry is not None:
                     self._doubtful_steps[entry.step] = None
+                elif scope.last is not scope.entries.last:  # without any, each of its steps is the last
+                    self._doubtful_steps.update(scope.steps)
             scope.last = scope.entries.last
 
     # ---- calls

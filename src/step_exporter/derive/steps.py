@@ -129,7 +129,7 @@ def says_nothing(spans: Iterable[SpanFacts]) -> bool:
 
 
 def status_of(parts: StepParts) -> tuple[str, SpanFacts | None]:
-    """The status of a step, and the span whose error it is (DESIGN: a step fails if …)."""
+    """The status of a step, and the span whose error it is."""
     anchor, carriers, requests, calls = parts.anchor, parts.carriers, parts.requests, parts.calls
     spans = carriers or tuple(facts for group in (*requests, *calls) for facts in group)
     open_spans = [facts for facts in spans if not facts.ended]

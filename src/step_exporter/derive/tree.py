@@ -236,6 +236,7 @@ class Tree:
     def update(self, spans: Iterable[SpanFacts]) -> dict[str, Node]:
         """Take new spans and new versions of known ones. Returns every node whose facts or context changed."""
         moved: dict[str, Node] = {}
+        loose: dict[str, Node] = {}
         for facts in spans:
             node = self.nodes.get(facts.span_id)
             if node is None:
@@ -243,6 +244,9 @@ class Tree:
             else:
                 self._forget(node)
                 self._infer(node, None)
+                for called in [kid for kid in node.kids.values() if kid.inferred is node]:
+                    self._infer(called, None)
+                    loose[called.facts.span_id] = called
                 if node.parent_id is not None:
                     self.families[node.parent_id].remove(node)
                 node.take(facts)
@@ -254,7 +258,7 @@ class Tree:
                 if family is None:
                     family = self.families[parent_id] = Family()
                 family.add(node)
-        loose = dict(moved)
+        loose.update(moved)
         if self._cut:
             loose.update((node.facts.span_id, node) for node in self._cut)
         self._link(loose)
@@ -337,7 +341,7 @@ class Tree:
         waiting = dict.fromkeys(loose)
         while waiting:
             path = [next(reversed(waiting))]
-            while (above := path[-1].inferred or path[-1].base) is not None and above in waiting:
+            while (above := path[-1].base) is not None and above in waiting:
                 path.append(above)
             while path:
                 node = path.pop()
