@@ -387,7 +387,7 @@ def derive(facts: Iterable[Fact]) -> Rows:
         scope = anchor.below.scope
         run_id = run_id_of(scope)
         requests = [entry for entry in entries if entry.step == key and entry.is_request]
-        called = [members for head, members in calls.items() if step_of_call[head] == key]
+        called = [calls[head] for head in by_order(calls) if step_of_call[head] == key]
         seen = [closest_to_wire(entry.spans) for entry in requests]
         saying = sorted(carriers.get(key, []), key=lambda span: (span is not anchor, span.order))
         of_scope = [entry for entry in entries if entry.scope == scope]
