@@ -47,7 +47,8 @@ class Derivation:
 
     def step_of(self, span_id: str) -> str | None:
         """The id of the step that a span belongs to: it is one of its spans, or lies below one."""
-        step = self._step_at(span_id)
+        node = self._loop.tree.nodes.get(span_id)
+        step = self._loop.step_of(node) if node is not None else None
         return step.id if step is not None and step.id in self._step_rows else None
 
     def apply(self, facts: Iterable[SpanFacts | Annotation | Deletion]) -> Changes:
@@ -64,15 +65,9 @@ class Derivation:
                 self._delete(fact)
         self._loop.take(spans)
         for span_id in annotated:
-            step = self._step_at(span_id)
-            if step is not None:
-                self._loop.doubtful_steps[step] = None
+            self._loop.doubt(span_id)
         changes = self._changes()
         return Changes() if self._deleted else changes  # the store has no row of it any more
-
-    def _step_at(self, span_id: str) -> Step | None:
-        node = self._loop.tree.nodes.get(span_id)
-        return self._loop.step_of(node) if node is not None else None
 
     # ---- rows
 

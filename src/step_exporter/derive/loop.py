@@ -45,13 +45,11 @@ class Loop:
     def take(self, spans: Iterable[SpanFacts]) -> None:
         """Take new spans, and new versions of known ones."""
         nodes = self.tree.nodes
-        news: dict[str, SpanFacts] = {}
-        for facts in spans:
-            known = nodes.get(facts.span_id)
-            if known is None or known.facts != facts:
-                news[facts.span_id] = facts
-        for span_id in news:
-            if span_id in nodes:
+        news = {facts.span_id: facts for facts in spans}  # of several versions of a span the last
+        for span_id in [span_id for span_id in news if span_id in nodes]:
+            if nodes[span_id].facts == news[span_id]:
+                del news[span_id]
+            else:
                 self._withdraw(nodes[span_id])
         moved = self.tree.update(news.values())
         for node in moved.values():
@@ -64,6 +62,14 @@ class Loop:
         self._place_agents()
         self._find_last()
         self._attribute_calls()
+
+    def doubt(self, span_id: str) -> None:
+        """Have the steps that a span is part of made again."""
+        node = self.tree.nodes.get(span_id)
+        if node is not None:
+            for step in (node.step, *(part.step for part in (node.request, node.call) if part is not None)):
+                if step is not None:
+                    self.doubtful_steps[step] = None
 
     # ---- registering a span, and taking it back
 
@@ -224,6 +230,8 @@ class Loop:
     def _withdraw_agent(self, node: Node) -> None:
         if node.opened is not None:
             scope, above = node.opened
+            for step in scope.steps:
+                self.doubtful_steps[step] = None
             del scope.openers[node.facts.span_id]
             del above.called[node.facts.span_id]
             node.opened = None
