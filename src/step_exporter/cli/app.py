@@ -12,44 +12,31 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from step_exporter.cli import imports, tables
+from step_exporter.cli import diff, doctor, imports, keeping, statistics, tables, tail
+from step_exporter.cli.options import (
+    DEFAULT_URL,
+    After,
+    Agent,
+    Conversation,
+    Db,
+    Json,
+    Limit,
+    Oldest,
+    Since,
+    TraceOption,
+    Until,
+    app,
+)
 from step_exporter.cli.output import console, print_json, show
 from step_exporter.cli.text import parse_time
 from step_exporter.cli.waterfall import waterfall
-from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
 from step_exporter.errors import InputError
 from step_exporter.store.filters import RunFilter, StepFilter
 from step_exporter.store.query import StepStore
 from step_exporter.store.records import Page
 
-DEFAULT_URL = "sqlite:///steps.db"
-
-app = typer.Typer(
-    name="step-exporter",
-    help="Steps of AI agents, from OpenTelemetry spans, in your SQL database.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Db = Annotated[
-    str,
-    typer.Option(
-        "--db",
-        metavar="URL",
-        envvar=OTEL_EXPORTER_STEPS_URL,
-        help="sqlite:///steps.db, a file's path, or postgresql://user@host/name.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON: times in ns, nothing cut.")]
-TraceOption = Annotated[str | None, typer.Option("--trace", metavar="ID", help="Trace id, or its unique beginning.")]
-Agent = Annotated[str | None, typer.Option(help="Name of the agent.")]
-Since = Annotated[str | None, typer.Option(metavar="TIME", help="Begun since: 30m, 2h, 7d, or a date and time.")]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Begun before: 30m, 2h, 7d, or a date and time.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Rows on a page.")]
-After = Annotated[str | None, typer.Option(metavar="CURSOR", help="Continue after the page that named this.")]
-Oldest = Annotated[bool, typer.Option("--oldest", help="Oldest first.")]
-Conversation = Annotated[str | None, typer.Option(metavar="ID", help="Conversation (session) of the run.")]
+COMMANDS = (diff, doctor, keeping, statistics, tail)
+"""The modules that register the other commands."""
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -272,10 +259,3 @@ def _show_page(page: Page[Any], table: Callable[[Sequence[Any]], Iterable[Render
     show(table(page.items))
     if page.next:
         show([Text(f"more: add --after {page.next}", style="dim")])
-
-
-# They register their commands, and take their options from here.
-from step_exporter.cli import diff, doctor, keeping, statistics, tail  # noqa: E402
-
-COMMANDS = (diff, doctor, keeping, statistics, tail)
-"""The modules of the other commands."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from step_exporter.cli.app import DEFAULT_URL as URL
-from step_exporter.cli.app import Db, Json, app
+from step_exporter.cli.options import DEFAULT_URL as URL
+from step_exporter.cli.options import Db, Json, app
 from step_exporter.cli.output import print_json, show
 from step_exporter.cli.text import UNKNOWN, duration, harmless
 from step_exporter.store.query import StepStore

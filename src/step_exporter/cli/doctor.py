@@ -12,8 +12,8 @@ from rich.console import RenderableType
 from rich.text import Text
 from sqlalchemy import Connection, Engine, func, select
 
-from step_exporter.cli.app import DEFAULT_URL as URL
-from step_exporter.cli.app import Db, Json, app
+from step_exporter.cli.options import DEFAULT_URL as URL
+from step_exporter.cli.options import Db, Json, app
 from step_exporter.cli.output import print_json, show
 from step_exporter.cli.text import count
 from step_exporter.ddl import VERSION

@@ -12,8 +12,8 @@ from typing import Annotated, Any, cast
 import typer
 from rich.text import Text
 
-from step_exporter.cli.app import DEFAULT_URL as URL
-from step_exporter.cli.app import Agent, Db, Json, Since, TraceOption, Until, app
+from step_exporter.cli.options import DEFAULT_URL as URL
+from step_exporter.cli.options import Agent, Db, Json, Since, TraceOption, Until, app
 from step_exporter.cli.output import print_json, progress, show
 from step_exporter.cli.text import count, harmless, parse_time
 from step_exporter.errors import InputError

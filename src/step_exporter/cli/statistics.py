@@ -10,8 +10,8 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from step_exporter.cli.app import DEFAULT_URL as URL
-from step_exporter.cli.app import Agent, Db, Json, Since, Until, app
+from step_exporter.cli.options import DEFAULT_URL as URL
+from step_exporter.cli.options import Agent, Db, Json, Since, Until, app
 from step_exporter.cli.output import print_json, show
 from step_exporter.cli.tables import table, words
 from step_exporter.cli.text import UNKNOWN, duration, parse_time

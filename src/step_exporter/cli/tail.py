@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from step_exporter.cli.app import DEFAULT_URL as URL
-from step_exporter.cli.app import Agent, Db, app
+from step_exporter.cli.options import DEFAULT_URL as URL
+from step_exporter.cli.options import Agent, Db, app
 from step_exporter.cli.output import show
 from step_exporter.cli.text import UNKNOWN, duration, harmless, tokens, when
 from step_exporter.cli.waterfall import status_text
