@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import quote
 
+import aiosqlite
 from sqlalchemy import (
     URL,
     AsyncAdaptedQueuePool,
@@ -226,6 +227,7 @@ def _prepare(engine: Engine, url: URL, read_only: bool) -> None:
             if dialect.driver == "aiosqlite":
                 # Its thread outlives a failed open and then complains of a closed event loop, so look first.
                 sqlite3.connect(*args, **kwargs).close()
+                kwargs["async_creator_fn"] = _in_daemon_thread
             connection = dialect.connect(*args, **kwargs)
             if _is_sqlite(url):
                 _set_up_sqlite(connection, read_only)
@@ -248,6 +250,15 @@ def _prepare(engine: Engine, url: URL, read_only: bool) -> None:
             connection.exec_driver_sql(statement)
 
         event.listen(engine, "begin", begin)
+
+
+def _in_daemon_thread(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
+    """A connection that does not keep the interpreter from ending. SQLAlchemy 2.0 says so to the connection, where
+    aiosqlite 0.22 has a thread."""
+    connection = aiosqlite.connect(*args, **kwargs)
+    thread: Any = getattr(connection, "_thread", connection)
+    thread.daemon = True
+    return connection
 
 
 def _set_up_sqlite(connection: DBAPIConnection, read_only: bool) -> None:
