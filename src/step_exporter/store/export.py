@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Integer, select
 
 from step_exporter.errors import ConfigurationError, InputError
 from step_exporter.otlp.encode import encode_json
@@ -152,7 +152,7 @@ def _parquet(conn: Connection, stream: BinaryIO, which: StepFilter | None, progr
 
 
 def _kind(column: Any) -> type:
-    return int if column.type.python_type is int else str
+    return int if isinstance(column.type, Integer) else str
 
 
 def _otlp(conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress) -> int:
