@@ -71,6 +71,20 @@ class Loop:
                 if step is not None:
                     self.doubtful_steps[step] = None
 
+    def release(self) -> None:
+        """Break the circles of references, see ``Derivation.release``."""
+        self.tree.release()
+        for scope in self.scopes.values():
+            for entry in scope.entries:
+                entry.step.entries.clear()
+                entry.step.calls.clear()
+                entry.step.pseudo = entry.step.scope = entry.step.run = None
+            scope.steps.clear()
+            scope.called.clear()
+            scope.run = scope.last = None
+        for call in self.calls.values():
+            call.scope = call.step = None
+
     # ---- registering a span, and taking it back
 
     def _contribute(self, node: Node) -> None:

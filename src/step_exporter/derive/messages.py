@@ -107,6 +107,15 @@ class MessageTree:
             self.dirty[said.id] = said
             todo.extend(said.kids.values())
 
+    def release(self) -> None:
+        """Break the circles of references, see ``Derivation.release``."""
+        todo = [self.root]
+        while todo:
+            said = todo.pop()
+            todo.extend(said.kids.values())
+            said.kids.clear()
+            said.by_message.clear()
+
     def _kid(self, node: Said, message: Message) -> Said:
         said = (message.role, message.text, message.tool_calls)
         kid = node.by_message.get(said)

@@ -266,6 +266,16 @@ class Tree:
         self._infer_parents(moved)
         return moved
 
+    def release(self) -> None:
+        """Break the circles of references, see ``Derivation.release``."""
+        for node in self.nodes.values():
+            node.context = node.base_context = node.below = OUTSIDE
+            node.base = node.twin_of = node.inferred = node.called_in = node.llm_above = None
+            node.request = node.call = node.step = node.opened = None
+            node.loaded = ()
+            node.kids.clear()
+            node.llm_kids.clear()
+
     # ---- where spans hang
 
     def _link(self, loose: dict[str, Node]) -> None:

@@ -20,6 +20,10 @@ from step_exporter.store.load import load_people, load_some, load_spans
 from step_exporter.store.prepare import Prepared
 
 
+_MAX_RELOADED = 2_000
+"""Spans of a trace that is forgotten as soon as it looks finished; to load it again takes a tenth of a second."""
+
+
 @dataclass(slots=True)
 class Work:
     """What a transaction does to one trace, which it has locked."""
@@ -40,6 +44,8 @@ class Work:
     """By span id: what is new."""
     hashes: set[str] = field(default_factory=set[str])
     """Contents and resources that are stored after this transaction."""
+    came_back: bool = False
+    """Whether it was loaded: somebody goes on with what looked finished, or was forgotten."""
 
     @property
     def has_news(self) -> bool:
@@ -66,6 +72,7 @@ class Work:
         known, after = self.known, None
         if known is None:
             known = self.known = KnownTrace(self.epoch, 0, Derivation(self.trace_id))
+            self.came_back = not self.is_new
         else:
             after = known.revision
         facts: list[SpanFacts | Annotation | Deletion] = list(people)
@@ -78,7 +85,22 @@ class Work:
     def derive(self) -> Changes:
         """What the new facts change."""
         assert self.known is not None, "catch_up comes first"
-        return self.known.derivation.apply(self.facts.values())
+        changes = self.known.derivation.apply(self.facts.values())
+        if self._looks_finished(len(self.known.derivation)):
+            self.known.derivation.release()
+            self.known = None
+        return changes
+
+    def _looks_finished(self, spans: int) -> bool:
+        """Whether nothing more is to be expected: a local root has ended. If more comes after all, the trace is loaded
+        once, and then kept."""
+        if self.came_back or spans > _MAX_RELOADED:
+            return False
+        for item in self.spans:
+            raw = item.encoded.raw
+            if raw.ended and (raw.parent_span_id is None or raw.parent_is_remote is True):
+                return True
+        return False
 
     def after_commit(self, known: KnownTrace) -> KnownTrace:
         """What is known now."""
