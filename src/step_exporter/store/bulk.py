@@ -15,11 +15,11 @@ from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Connection, Table, bindparam, delete, literal_column, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
 from step_exporter.models import Base, utc_datetime
+from step_exporter.store.encryption import cipher_of
 
 Row = Sequence[Any]
 
@@ -55,7 +55,11 @@ class Statements:
         self._postgresql = dialect.name == "postgresql"
         # SQLAlchemy names the parameters of psycopg; tuples need them by position.
         self._dialect = cast(Any, type(dialect))(paramstyle="format") if self._postgresql else dialect
-        self._insert = postgresql.insert if self._postgresql else sqlite.insert
+        if self._postgresql:
+            from sqlalchemy.dialects.postgresql import insert  # 25 ms to import, for its users only
+        else:
+            from sqlalchemy.dialects.sqlite import insert
+        self._insert: Callable[[Table], Any] = insert
         self._made: dict[object, Statement] = {}
 
     def time(self, ns: int) -> Any:
@@ -70,6 +74,7 @@ class Statements:
         """Insert rows; those whose key is there already are left alone. How many were new."""
         if not rows:
             return 0
+        rows = _stored(conn, table, columns, rows)
         made = self._made.get(("insert", table))
         if made is None:
             clause = self._insert(TABLES[table]).values({name: bindparam(name) for name in columns})
@@ -80,6 +85,7 @@ class Statements:
         """Insert rows or, by primary key, replace them. No key may come twice."""
         if not rows:
             return
+        rows = _stored(conn, table, columns, rows)
         made = self._made.get(("upsert", table))
         if made is None:
             target = TABLES[table]
@@ -97,6 +103,7 @@ class Statements:
         """Set columns of rows; a row is the values of its keys, then of the columns."""
         if not rows:
             return
+        rows = _stored(conn, table, (*keys, *columns), rows)
         made = self._made.get(("update", table, *columns))
         if made is None:
             target = TABLES[table]
@@ -110,6 +117,7 @@ class Statements:
         """Delete rows by their primary keys."""
         if not rows:
             return
+        rows = _stored(conn, table, _keys(TABLES[table]), rows)
         made = self._made.get(("delete", table))
         if made is None:
             target = TABLES[table]
@@ -157,6 +165,12 @@ class Statements:
     def _keep(self, key: object, clause: ClauseElement, names: Sequence[str]) -> Statement:
         self._made[key] = made = Statement(clause, self._dialect, names)
         return made
+
+
+def _stored(conn: Connection, table: str, columns: Sequence[str], rows: Collection[Row]) -> Collection[Row]:
+    """Rows as they are stored: encrypted, where the database is."""
+    cipher = cipher_of(conn)
+    return rows if cipher is None else cipher.sealed_rows(conn, table, columns, rows)
 
 
 def _keys(table: Table) -> list[str]:
