@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind, StatusCode
 
 from step_exporter.facts import AttributeValue, Event, Link, RawSpan, Resource, Scope
 
@@ -50,30 +51,33 @@ class SpanConverter:
         scope = span.instrumentation_scope
         events = span.events
         links = span.links
-        return RawSpan(
-            trace_id=f"{context.trace_id:032x}" if context is not None else "",
-            span_id=f"{context.span_id:016x}" if context is not None else "",
-            parent_span_id=f"{parent.span_id:016x}" if parent is not None else None,
-            name=span.name,
-            kind=span.kind.name.lower(),
-            start_ns=span.start_time,
-            end_ns=span.end_time,
-            status_code=status.status_code.name.lower(),
-            status_message=status.description,
-            attributes=_attributes(span.attributes),
-            events=tuple(map(_event, events)) if events else (),
-            links=tuple(map(_link, links)) if links else (),
-            resource=self._resource(span.resource),
-            scope=self._scope(scope) if scope is not None else _NO_SCOPE,
-            trace_flags=int(context.trace_flags) if context is not None else 0,
-            trace_state=context.trace_state.to_header() if context is not None and context.trace_state else "",
-            parent_is_remote=parent.is_remote if parent is not None else None,
-            dropped_attributes=span.dropped_attributes,
-            dropped_events=span.dropped_events,
-            dropped_links=span.dropped_links,
+        return RawSpan(  # by position: 20 keywords cost 1 µs
+            f"{context.trace_id:032x}" if context is not None else "",
+            f"{context.span_id:016x}" if context is not None else "",
+            f"{parent.span_id:016x}" if parent is not None else None,
+            span.name,
+            _KINDS.get(span.kind) or span.kind.name.lower(),
+            span.start_time,
+            span.end_time,
+            True,
+            _STATUS_CODES.get(status.status_code) or status.status_code.name.lower(),
+            status.description,
+            _attributes(span.attributes),
+            tuple(map(_event, events)) if events else (),
+            tuple(map(_link, links)) if links else (),
+            self._resource(span.resource),
+            self._scope(scope) if scope is not None else _NO_SCOPE,
+            int(context.trace_flags) if context is not None else 0,
+            context.trace_state.to_header() if context is not None and context.trace_state else "",
+            parent.is_remote if parent is not None else None,
+            span.dropped_attributes,
+            span.dropped_events,
+            span.dropped_links,
         )
 
 
+_KINDS = {kind: kind.name.lower() for kind in SpanKind}
+_STATUS_CODES = {code: code.name.lower() for code in StatusCode}
 _NO_SCOPE = Scope()
 
 

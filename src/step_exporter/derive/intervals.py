@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
 Order = tuple[int, str]
@@ -54,7 +55,7 @@ class Timeline(Generic[T]):
     def __init__(self) -> None:
         self._keys: list[Order] = []
         self._items: list[T] = []
-        self._reach: list[int] = []  # the latest end of the items up to here
+        self._reach: list[int] | None = None  # the latest end of the items up to here, once somebody asks
 
     def __len__(self) -> int:
         return len(self._items)
@@ -64,31 +65,42 @@ class Timeline(Generic[T]):
 
     def add(self, item: T) -> None:
         """Put an item in its place."""
-        key = item.order
-        if not self._keys or key > self._keys[-1]:
-            self._keys.append(key)
+        key, keys = item.order, self._keys
+        if not keys or key > keys[-1]:
+            index = len(keys)
+            keys.append(key)
             self._items.append(item)
-            self._reach.append(max(item.end, self._reach[-1]) if self._reach else item.end)
+        else:
+            index = bisect_left(keys, key)
+            keys.insert(index, key)
+            self._items.insert(index, item)
+        reach = self._reach
+        if reach is None:
             return
-        index = bisect_left(self._keys, key)
-        self._keys.insert(index, key)
-        self._items.insert(index, item)
-        self._reach.insert(index, max(item.end, self._reach[index - 1]) if index else item.end)
-        for later in range(index + 1, len(self._reach)):
-            if self._reach[later] >= item.end:
+        reach.insert(index, max(item.end, reach[index - 1]) if index else item.end)
+        for later in range(index + 1, len(reach)):
+            if reach[later] >= item.end:
                 break
-            self._reach[later] = item.end
+            reach[later] = item.end
 
     def remove(self, item: T) -> None:
         """Take an item out; it must be there, under the order that it had when it was added."""
         index = bisect_left(self._keys, item.order)
-        del self._keys[index], self._items[index], self._reach[index]
+        del self._keys[index], self._items[index]
+        if self._reach is None:
+            return
+        del self._reach[index]
         reach = self._reach[index - 1] if index else 0
         for later in range(index, len(self._items)):
             reach = max(reach, self._items[later].end)
             if self._reach[later] == reach:
                 break
             self._reach[later] = reach
+
+    def _reaches(self) -> list[int]:
+        if self._reach is None:
+            self._reach = list(accumulate((item.end for item in self._items), max))
+        return self._reach
 
     @property
     def last(self) -> T | None:
@@ -103,7 +115,7 @@ class Timeline(Generic[T]):
     @property
     def latest_end(self) -> int | None:
         """The latest end of all."""
-        return self._reach[-1] if self._reach else None
+        return self._reaches()[-1] if self._items else None
 
     def at_or_before(self, start: int) -> T | None:
         """The latest that began at or before a time."""
@@ -123,7 +135,7 @@ class Timeline(Generic[T]):
     def reach_before(self, order: Order) -> int:
         """The latest end of all that come before a place; -1 where nothing does."""
         index = bisect_left(self._keys, order)
-        return self._reach[index - 1] if index else -1
+        return self._reaches()[index - 1] if index else -1
 
     def begun_within(self, start: int, end: int) -> list[T]:
         """All that began within [start, end]."""
@@ -132,8 +144,9 @@ class Timeline(Generic[T]):
 
     def covering(self, start: int, end: int) -> Iterator[T]:
         """All that began at or before ``start`` and end at or after ``end``, latest first."""
+        reach = self._reaches()
         for index in range(bisect_right(self._keys, (start, "\U0010ffff")) - 1, -1, -1):
-            if self._reach[index] < end:
+            if reach[index] < end:
                 return
             if self._items[index].end >= end:
                 yield self._items[index]
