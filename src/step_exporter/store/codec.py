@@ -6,6 +6,7 @@ place the JSON has ``{"$content": [last hash, *form]}``, its elements go to ``co
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -259,10 +260,10 @@ def _has_escapes(attributes: str, events: str | None, resource: str, elements: I
 
 
 def _has_escape(text: str) -> bool:
-    return ("\\" in text and any(escape in text for escape in _ESCAPES)) or text.startswith("\ue0ff")
+    return ("\\" in text and _ESCAPE.search(text) is not None) or text.startswith("\ue0ff")
 
 
-_ESCAPES = ("\\u", "\\U", "\\x", "\\0")
+_ESCAPE = re.compile(r"\\[uUx0]")
 """JSON's, and Python's, as some attributes hold a repr."""
 
 
