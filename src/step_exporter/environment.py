@@ -11,6 +11,13 @@ OTEL_EXPORTER_STEPS_RECORD = "OTEL_EXPORTER_STEPS_RECORD"
 OTEL_EXPORTER_STEPS_SPOOL = "OTEL_EXPORTER_STEPS_SPOOL"
 """Directory in which spans wait on disk while the database cannot be used, or ``off``. Default:
 ``$XDG_STATE_HOME/step_exporter``."""
+OTEL_EXPORTER_STEPS_RETENTION_DAYS = "OTEL_EXPORTER_STEPS_RETENTION_DAYS"
+"""Traces that ended so many days ago are deleted, every ten minutes. Default: none are."""
+OTEL_EXPORTER_STEPS_RETENTION_MAX_BYTES = "OTEL_EXPORTER_STEPS_RETENTION_MAX_BYTES"
+"""The oldest traces are deleted down to this size, such as ``2GB``, every ten minutes. Default: none are."""
 OTEL_EXPORTER_STEPS_PENDING = "OTEL_EXPORTER_STEPS_PENDING"
 """``true`` adds ``StepSpanProcessor`` under ``opentelemetry-instrument``: steps are seen while they run, and every
 span is accounted for. Set ``OTEL_TRACES_EXPORTER=none`` beside it. Default: ``false``."""
+OTEL_EXPORTER_STEPS_ENCRYPTION_KEY = "OTEL_EXPORTER_STEPS_ENCRYPTION_KEY"
+"""The base64 of 64 bytes (``step-exporter generate-key``): content, attributes and errors are stored encrypted.
+Of several, separated by commas, the first encrypts and all decrypt. Default: none, nothing is encrypted."""

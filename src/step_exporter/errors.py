@@ -18,6 +18,10 @@ class DatabaseError(StepExporterError):
     """The database cannot be opened or used."""
 
 
+class EncryptionError(ConfigurationError, DatabaseError):
+    """The database is encrypted, and the key at hand is not the one."""
+
+
 class SchemaError(DatabaseError):
     """The database was not made by step_exporter, or by a newer version of it."""
 

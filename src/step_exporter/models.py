@@ -268,6 +268,8 @@ class Quarantine(Base):
     """What could not be stored, or lost a collision, with the reason and the bytes."""
 
     __tablename__ = "quarantine"
+    # Each collision looks for what its span collided with before, each pruned trace for what goes with it.
+    __table_args__ = (Index("ix_quarantine_trace_id", "trace_id", "span_id"),)
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
     trace_id: Mapped[Id | None] = mapped_column()
@@ -276,6 +278,43 @@ class Quarantine(Base):
     detail: Mapped[str | None] = mapped_column()
     body: Mapped[bytes | None] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Audit(Base):
+    """What a person, or a program on their behalf, changed. Nothing deletes an entry, nor changes what it tells of."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+    actor: Mapped[str] = mapped_column(doc="who did it")
+    action: Mapped[str] = mapped_column(
+        doc="feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key"
+    )
+    trace_id: Mapped[Id | None] = mapped_column()
+    organization_id: Mapped[Id | None] = mapped_column(doc="whose rows were changed, where they are of one")
+    subject: Mapped[str | None] = mapped_column(doc="the id of the step, run or trace")
+    details: Mapped[Json | None] = mapped_column(doc="an object: old and new values, or how many")
+
+
+class EncryptionKey(Base):
+    """A key that values are encrypted by, but for the key itself. No row: nothing is encrypted."""
+
+    __tablename__ = "encryption_keys"
+
+    id: Mapped[Id] = mapped_column(primary_key=True, doc="8 hexadecimal digits, which each encrypted value names")
+    hash_key: Mapped[str] = mapped_column(doc="what ids of contents and messages are hashed with, encrypted by the key")
+    is_converting: Mapped[bool] = mapped_column(default=False, doc="plain text from before is being encrypted")
+    added_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Maintenance(Base):
+    """When work that one process does for all is due next."""
+
+    __tablename__ = "maintenance"
+
+    task: Mapped[Id] = mapped_column(primary_key=True, doc="prune")
+    due_at: Mapped[datetime] = mapped_column(doc="by the database's clock")
 
 
 # Shared by traces
@@ -416,6 +455,7 @@ class Run(Base):
     __table_args__ = (
         Index("ix_runs_created_at", "created_at"),
         Index("ix_runs_id", "id"),
+        Index("ix_runs_conversation_id", "conversation_id", "created_at", **ddl.where("conversation_id IS NOT NULL")),
     )
 
     trace_id: Mapped[Id] = mapped_column(primary_key=True)

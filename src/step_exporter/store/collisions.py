@@ -13,6 +13,7 @@ from step_exporter.facts import SpanFacts
 from step_exporter.models import Base
 from step_exporter.store.bulk import Statements
 from step_exporter.store.codec import FACT, SpanRow, fact_hash
+from step_exporter.store.encryption import open_value
 from step_exporter.store.load import decoded
 from step_exporter.store.prepare import Prepared, reject
 from step_exporter.store.reading import ID_COLLISION, read
@@ -78,4 +79,5 @@ def _losers(conn: Connection, current: SpanRow) -> set[str]:
         _QUARANTINE.c.span_id == current.span_id,
         _QUARANTINE.c.reason == ID_COLLISION,
     )
-    return set(conn.scalars(query))
+    place = ("quarantine.detail", current.trace_id, current.span_id)
+    return {open_value(conn, detail, *place) for detail in conn.scalars(query)}

@@ -14,6 +14,7 @@ from step_exporter.conventions.content import Contents, side_hashes
 from step_exporter.facts import Annotation, Content, Deletion, RawSpan, Resource, Scope, SpanFacts
 from step_exporter.models import Base, CanonicalJSON
 from step_exporter.store.codec import SpanRow, decode, decode_source, has_escapes
+from step_exporter.store.encryption import opened_contents, opened_spans, stored_hashes
 from step_exporter.store.reading import read
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ _TRACES, _SPANS, _CONTENTS, _RESOURCES, _ANNOTATIONS, _DELETIONS = (
     _TABLES[name] for name in ("traces", "spans", "contents", "resources", "annotations", "deletions")
 )
 # JSON columns come as the text that is stored: it is the codec's to read.
-_SPAN_COLUMNS = [
+_SPAN_COLUMNS: list[Any] = [
     type_coerce(column, Text).label(column.name) if isinstance(column.type, CanonicalJSON) else column
     for column in (_SPANS.c[name] for name in SpanRow._fields)
 ]
@@ -53,7 +54,7 @@ def load_spans(
         query = query.where(_SPANS.c.revision > after)
     if until is not None:
         query = query.where(_SPANS.c.revision <= until)
-    rows = [SpanRow._make(row) for row in conn.execute(query)]
+    rows = [SpanRow._make(row) for row in opened_spans(conn, SpanRow._fields, conn.execute(query))]
     return decoded(conn, trace_id, rows, all_content=after is None)
 
 
@@ -62,7 +63,7 @@ def load_some(conn: Connection, trace_id: str, span_ids: Iterable[str]) -> list[
     found: list[SpanRow] = []
     for part in _parts(sorted(span_ids)):
         query = select(*_SPAN_COLUMNS).where(_SPANS.c.trace_id == trace_id, _SPANS.c.span_id.in_(part))
-        found.extend(SpanRow._make(row) for row in conn.execute(query))
+        found.extend(SpanRow._make(row) for row in opened_spans(conn, SpanRow._fields, conn.execute(query)))
     return found
 
 
@@ -73,7 +74,7 @@ def decoded(
     rows = list(rows)
     bodies = _load_sources(conn, trace_id)
     sources = {hash_: decode_source(body) for hash_, body in bodies.items()}
-    contents = _all_content(conn, trace_id) if all_content else _named_content(conn, trace_id, rows)
+    contents = load_contents(conn, trace_id) if all_content else _named_content(conn, trace_id, rows)
     for row in rows:
         yield _decoded(row, sources, bodies, contents)
 
@@ -110,21 +111,23 @@ def _load_sources(conn: Connection, trace_id: str) -> dict[str, str]:
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
-def _all_content(conn: Connection, trace_id: str) -> dict[str, Content]:
+def load_contents(conn: Connection, trace_id: str) -> dict[str, Content]:
+    """All content of a trace by its hash."""
     query = select(_CONTENTS.c.hash, _CONTENTS.c.parent_hash, _CONTENTS.c.body).where(_CONTENTS.c.trace_id == trace_id)
-    return {row.hash: Content(*row) for row in conn.execute(query)}
+    return {content.hash: content for content in opened_contents(conn, trace_id, conn.execute(query))}
 
 
 def _named_content(conn: Connection, trace_id: str, rows: Iterable[SpanRow]) -> dict[str, Content]:
     """The elements that rows name and those before them, by a walk along the chains."""
     names = {name for row in rows for text in (row.attributes, row.events) if text for name in _names(text)}
+    names = stored_hashes(conn, names)
     found: dict[str, Content] = {}
     for part in _parts(sorted(names)):
         columns = (_CONTENTS.c.hash, _CONTENTS.c.parent_hash, _CONTENTS.c.body)
         walk = select(*columns).where(_CONTENTS.c.trace_id == trace_id, _CONTENTS.c.hash.in_(part)).cte(recursive=True)
         before = select(*columns).where(_CONTENTS.c.trace_id == trace_id, _CONTENTS.c.hash == walk.c.parent_hash)
-        for row in conn.execute(select(walk.union(before))):
-            found[row.hash] = Content(*row)
+        for content in opened_contents(conn, trace_id, conn.execute(select(walk.union(before)))):
+            found[content.hash] = content
     return found
 
 

@@ -7,7 +7,10 @@ from typing import NamedTuple
 from sqlalchemy import Engine, delete, func, select
 
 from step_exporter.models import Base
+from step_exporter.store import audit
+from step_exporter.store.audit import Caller, Entry
 from step_exporter.store.codec import from_canonical
+from step_exporter.store.encryption import open_value
 from step_exporter.store.ingest import UNDERIVED, Writer
 from step_exporter.store.prepare import UNSTORABLE
 from step_exporter.store.rebuild import rebuild
@@ -25,7 +28,7 @@ class Requeued(NamedTuple):
     """Those that are in the quarantine as before."""
 
 
-def requeue(engine: Engine) -> Requeued:
+def requeue(engine: Engine, caller: Caller = audit.ITSELF) -> Requeued:
     """Store the spans that could not be stored, and derive the traces that could not be derived, if they can be now.
 
     Spans that lost to another one under their key, and those without a valid id, stay: no version changes that.
@@ -35,8 +38,9 @@ def requeue(engine: Engine) -> Requeued:
     with engine.begin() as conn:
         newest = conn.scalar(select(func.max(_QUARANTINE.c.id))) or 0
     last = 0
+    noted: int | None = None
     while True:
-        columns = (_QUARANTINE.c.id, _QUARANTINE.c.body)
+        columns = tuple(_QUARANTINE.c[name] for name in ("id", "trace_id", "span_id", "body"))
         query = select(*columns).where(_QUARANTINE.c.reason == UNSTORABLE, _QUARANTINE.c.id > last)
         with engine.begin() as conn:
             rows = conn.execute(
@@ -46,8 +50,9 @@ def requeue(engine: Engine) -> Requeued:
             break
         for row in rows:
             last = row.id
+            body = open_value(conn, row.body, "quarantine.body", row.trace_id or "", row.span_id or "")
             try:
-                raw = from_canonical(row.body)
+                raw = from_canonical(body)
             except (ValueError, TypeError, KeyError):
                 refused += 1
                 continue
@@ -57,11 +62,13 @@ def requeue(engine: Engine) -> Requeued:
                 stored += 1
             with engine.begin() as conn:  # it is a row now, or a new entry of the quarantine
                 conn.execute(delete(_QUARANTINE).where(_QUARANTINE.c.id == row.id))
+                written = audit.write(conn, Entry(caller.actor, "requeue", details={"stored": stored}), noted)
+            noted = written
     with engine.begin() as conn:
         underived = set(conn.scalars(select(_QUARANTINE.c.trace_id).where(_QUARANTINE.c.reason == UNDERIVED)))
     for trace_id in sorted(underived):
         try:
-            rebuild(engine, [trace_id])
+            rebuild(engine, [trace_id], caller=caller)
             stored += 1
         except Exception:  # as before: the readers or the derivation fail on it
             refused += 1

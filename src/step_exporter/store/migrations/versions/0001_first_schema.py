@@ -32,6 +32,18 @@ def upgrade(op: Operations) -> None:
         sa.PrimaryKeyConstraint("trace_id", "span_id", "key", name="pk_annotations"),
     )
     op.create_table(
+        "audit",
+        sa.Column("id", _KEY, nullable=False),
+        sa.Column("at", _UTC, nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("trace_id", _ID, nullable=True),
+        sa.Column("organization_id", _ID, nullable=True),
+        sa.Column("subject", sa.Text(), nullable=True),
+        sa.Column("details", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+    )
+    op.create_table(
         "contents",
         sa.Column("trace_id", _ID, nullable=False),
         sa.Column("hash", _ID, nullable=False),
@@ -47,6 +59,20 @@ def upgrade(op: Operations) -> None:
         sa.Column("deleted_by", sa.Text(), nullable=True),
         sa.Column("deleted_at", _UTC, nullable=False),
         sa.PrimaryKeyConstraint("trace_id", "kind", "id", name="pk_deletions"),
+    )
+    op.create_table(
+        "encryption_keys",
+        sa.Column("id", _ID, nullable=False),
+        sa.Column("hash_key", sa.Text(), nullable=False),
+        sa.Column("is_converting", sa.Boolean(), nullable=False),
+        sa.Column("added_at", _UTC, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_encryption_keys"),
+    )
+    op.create_table(
+        "maintenance",
+        sa.Column("task", _ID, nullable=False),
+        sa.Column("due_at", _UTC, nullable=False),
+        sa.PrimaryKeyConstraint("task", name="pk_maintenance"),
     )
     op.create_table(
         "messages",
@@ -104,6 +130,7 @@ def upgrade(op: Operations) -> None:
         sa.Column("created_at", _UTC, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_quarantine"),
     )
+    op.create_index("ix_quarantine_trace_id", "quarantine", ["trace_id", "span_id"])
     op.create_table(
         "resources",
         sa.Column("trace_id", _ID, nullable=False),
@@ -136,6 +163,12 @@ def upgrade(op: Operations) -> None:
         sa.Column("created_at", _UTC, nullable=False),
         sa.Column("updated_at", _UTC, nullable=False),
         sa.PrimaryKeyConstraint("trace_id", "id", name="pk_runs"),
+    )
+    op.create_index(
+        "ix_runs_conversation_id",
+        "runs",
+        ["conversation_id", "created_at"],
+        **_where("conversation_id IS NOT NULL"),
     )
     op.create_index("ix_runs_created_at", "runs", ["created_at"])
     op.create_index("ix_runs_id", "runs", ["id"])
@@ -265,14 +298,54 @@ def upgrade(op: Operations) -> None:
     op.create_index("ix_step_metrics_run_id", "step_metrics", ["run_id"])
 
     dialect = op.get_context().dialect.name
+    if dialect == "postgresql":
+        for table in _TABLES_OF_TRACES:
+            op.execute(f"ALTER TABLE {table} SET ({_AUTOVACUUM})")
+        for table, columns in _LZ4.items():
+            op.execute(_use_lz4(table, columns))
     for statement in _TRIGGERS[dialect]:
         op.execute(statement)
+    options = " WITH (security_invoker = true)" if dialect == "postgresql" else ""
     for name, select in _VIEWS.items():
-        op.execute(f"CREATE VIEW {name} AS{select}")
+        op.execute(f"CREATE VIEW {name}{options} AS{select}")
 
 
 def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+
+
+_TABLES_OF_TRACES = (
+    "annotations",
+    "contents",
+    "deletions",
+    "messages",
+    "resources",
+    "runs",
+    "spans",
+    "step_metrics",
+    "steps",
+    "traces",
+)
+_AUTOVACUUM = (
+    "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,"
+    " autovacuum_analyze_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.02"
+)
+_LZ4 = {
+    "spans": ("attributes", "events"),
+    "contents": ("body",),
+    "steps": ("error_data",),
+    "quarantine": ("body",),
+}
+
+
+def _use_lz4(table: str, columns: tuple[str, ...]) -> str:
+    changes = ", ".join(f"ALTER COLUMN {column} SET COMPRESSION lz4" for column in columns)
+    return f"""
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
+        ALTER TABLE {table} {changes};
+    END IF;
+END $$"""
 
 
 _TRIGGERS = {
