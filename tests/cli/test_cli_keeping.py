@@ -119,8 +119,13 @@ class TestKeeping:
 
     def test_migrate(self, cli: Cli, tmp_path: Path) -> None:
         assert cli("migrate", "--db", "new.db").out.startswith("schema version 0001 in ")
-        assert cli("migrate", "--db", "new.db", "--json").json == {"version": "0001"}
+        assert cli("migrate", "--db", "new.db", "--json").json == {"version": "0001", "partitions": 0}
         assert cli("steps", "--db", "new.db").out == "no steps\n"
+
+    def test_migrate_to_partitions(self, cli: Cli, postgres_url: str) -> None:
+        made = cli("migrate", "--db", postgres_url, "--partitions", "3")
+        assert made.out == "schema version 0001, 3 partitions\n"
+        assert cli("migrate", "--db", "new.db", "--partitions", "3").code == 2
 
 
 def _execute(directory: Path, statement: str) -> None:

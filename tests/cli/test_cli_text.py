@@ -44,7 +44,7 @@ def test_durations(ns: int | None, shown: str) -> None:
         ("\ud800", r"\ud800"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown_as_its_escape(text: str, shown: str) -> None:
+def test_g3_what_a_terminal_would_obey_is_shown_as_its_escape(text: str, shown: str) -> None:
     assert harmless(text) == shown
 
 

@@ -55,7 +55,7 @@ def test_json_lines(database_url: str, engine: Engine) -> None:
     assert len(exported(database_url, "jsonl", StepFilter(agent_name="@x")).splitlines()) == 1
 
 
-def test_csv_with_formulas_defused(database_url: str, engine: Engine) -> None:
+def test_g12_csv_with_formulas_defused(database_url: str, engine: Engine) -> None:
     two_steps(engine)
     first, second = csv.DictReader(io.StringIO(exported(database_url, "csv").decode(), newline=""))
     assert (first["id"], first["agent_name"], first["tags"], first["step_ns"]) == ("step-1", "'=1+1", '["a", "ä"]', "7")

@@ -12,7 +12,18 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from step_exporter.cli import diff, doctor, imports, keeping, statistics, tables, tail
+from step_exporter.cli import (
+    audit,
+    diff,
+    doctor,
+    encryption,
+    imports,
+    keeping,
+    row_level_security,
+    statistics,
+    tables,
+    tail,
+)
 from step_exporter.cli.options import (
     DEFAULT_URL,
     After,
@@ -22,6 +33,7 @@ from step_exporter.cli.options import (
     Json,
     Limit,
     Oldest,
+    Organization,
     Since,
     TraceOption,
     Until,
@@ -35,7 +47,7 @@ from step_exporter.store.filters import RunFilter, StepFilter
 from step_exporter.store.query import StepStore
 from step_exporter.store.records import Page
 
-COMMANDS = (diff, doctor, keeping, statistics, tail)
+COMMANDS = (audit, diff, doctor, encryption, keeping, row_level_security, statistics, tail)
 """The modules that register the other commands."""
 
 
@@ -98,6 +110,7 @@ def runs(
     limit: Limit = 20,
     after: After = None,
     oldest: Oldest = False,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """List runs (invocations of agents), newest first."""
@@ -111,7 +124,7 @@ def runs(
         started_after=parse_time("--since", since, now) if since else None,
         started_before=parse_time("--until", until, now) if until else None,
     )
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         page = store.runs(which, after=after, limit=limit, order="oldest" if oldest else "newest")
     _show_page(page, tables.runs, as_json)
 
@@ -136,13 +149,14 @@ def steps(
     limit: Limit = 20,
     after: After = None,
     oldest: Oldest = False,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """List steps (turns of an agent's loop), newest first."""
     now = datetime.now(UTC)
     if feedback not in (None, "positive", "negative"):
         raise InputError(f"--feedback is positive or negative, not {feedback!r:.40}")
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         which = StepFilter(
             trace_ids=[store.find_trace(trace)] if trace else None,
             run_id=run,
@@ -168,10 +182,11 @@ def trace(
     show_all: Annotated[
         bool, typer.Option("--all", help="Show spans that are no LLM request or tool as well.")
     ] = False,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """Show a trace as a waterfall of runs, steps, LLM requests and tools."""
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         found = store.trace(trace_id)
     if as_json:
         print_json(found)
@@ -184,10 +199,11 @@ def step(
     step_id: Annotated[str, typer.Argument(metavar="STEP_ID", help="Id of the step, or of any of its spans.")],
     db: Db = DEFAULT_URL,
     trace: TraceOption = None,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """Show one step in full, with its messages and its error."""
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         found = store.step(step_id, trace_id=trace)
         messages = store.messages(trace_id=found.trace_id, step_id=found.id)
     if as_json:
@@ -202,12 +218,13 @@ def messages(
     db: Db = DEFAULT_URL,
     run: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this run.")] = None,
     step: Annotated[str | None, typer.Option(metavar="ID", help="Only those that this step added.")] = None,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """Show the messages of a trace, a run or a step, in the order of the conversation."""
     if not (trace_id or run or step):
         raise InputError("which messages? Give a TRACE_ID, --run ID or --step ID")
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         found = store.messages(trace_id=trace_id, run_id=run, step_id=step)
     if as_json:
         print_json([message.to_dict() for message in found])
@@ -242,6 +259,7 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A further name that it is reached by; each of several.")
     ] = None,
+    organization: Organization = None,
     unsafe_no_token: Annotated[
         bool, typer.Option("--unsafe-no-token", help="Ask nobody for a key: whoever reaches the port reads all.")
     ] = False,
@@ -249,7 +267,7 @@ def serve(
     """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP."""
     from step_exporter.cli.serve import serve
 
-    serve(db, host, port, names=allow_host or (), unsafe_no_token=unsafe_no_token)
+    serve(db, host, port, names=allow_host or (), unsafe_no_token=unsafe_no_token, organization_id=organization)
 
 
 def _show_page(page: Page[Any], table: Callable[[Sequence[Any]], Iterable[RenderableType]], as_json: bool) -> None:

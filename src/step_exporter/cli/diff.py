@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from step_exporter.cli.options import DEFAULT_URL as URL
-from step_exporter.cli.options import Db, Json, app
+from step_exporter.cli.options import Db, Json, Organization, app
 from step_exporter.cli.output import print_json, show
 from step_exporter.cli.text import UNKNOWN, duration, harmless
 from step_exporter.store.query import StepStore
@@ -38,10 +38,11 @@ def diff(
     first: Annotated[str, typer.Argument(metavar="TRACE", help="Trace id, or its unique beginning.")],
     second: Annotated[str, typer.Argument(metavar="TRACE", help="The trace to compare it with.")],
     db: Db = URL,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """Compare two traces step by step: models, tools, statuses, tokens, and times beside them."""
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         traces = store.trace(first), store.trace(second)
     pairs: list[Pair] = list(zip_longest(_described(traces[0]), _described(traces[1])))
     if as_json:

@@ -9,6 +9,7 @@ import typer
 from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
 
 DEFAULT_URL = "sqlite:///steps.db"
+ORGANIZATION_VARIABLE = "STEP_EXPORTER_ORGANIZATION"
 
 app = typer.Typer(
     name="step-exporter",
@@ -25,6 +26,12 @@ Db = Annotated[
         metavar="URL",
         envvar=OTEL_EXPORTER_STEPS_URL,
         help="sqlite:///steps.db, a file's path, or postgresql://user@host/name.",
+    ),
+]
+Organization = Annotated[
+    str | None,
+    typer.Option(
+        "--organization", metavar="ID", envvar=ORGANIZATION_VARIABLE, help="Only what belongs to this organization."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: times in ns, nothing cut.")]

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from step_exporter.cli.options import DEFAULT_URL as URL
-from step_exporter.cli.options import Agent, Db, Json, Since, Until, app
+from step_exporter.cli.options import Agent, Db, Json, Organization, Since, Until, app
 from step_exporter.cli.output import print_json, show
 from step_exporter.cli.tables import table, words
 from step_exporter.cli.text import UNKNOWN, duration, parse_time
@@ -32,6 +32,7 @@ def stats(
     cost: Annotated[bool, typer.Option("--cost", help="Add US dollars, by the prices of genai-prices.")] = False,
     since: Since = None,
     until: Until = None,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """Count steps and sum up their times, tokens and errors, by group (default: model)."""
@@ -44,7 +45,7 @@ def stats(
         started_before=parse_time("--until", until, now) if until else None,
     )
     groups = cast("list[Group]", by or ["model"])
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         found = store.stats(groups, which, cost=cost)
     if as_json:
         print_json([record.to_dict() for record in found])

@@ -1,7 +1,8 @@
 """What people change: feedback, tags and transaction ids of steps, and what they delete.
 
 Each is a fact beside the spans (``annotations``, ``deletions``), stored under the lock of its trace in the transaction
-that derives what follows from it. Writers that remember the trace learn of it by its revision.
+that derives what follows from it and notes who did it (``audit``). Writers that remember the trace learn of it by its
+revision. A caller of one organization finds, and changes, what belongs to that one only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, delete, select, update
@@ -19,7 +22,8 @@ from step_exporter import models
 from step_exporter.derive import Derivation
 from step_exporter.errors import AmbiguousIdError, InputError, NotFoundError
 from step_exporter.facts import Annotation, Deletion
-from step_exporter.store import filters, reads
+from step_exporter.store import audit, filters, organizations, reads
+from step_exporter.store.audit import Action, Caller, Entry
 from step_exporter.store.bulk import Statements
 from step_exporter.store.changes import write_changes
 from step_exporter.store.failures import is_passing
@@ -28,17 +32,21 @@ from step_exporter.store.trace_spans import derivation_of
 
 T = TypeVar("T")
 
+_FOUND = 500
+"""Traces that are looked up at once."""
 PATIENCE_S = 10.0
 """How long a change is tried again while other writers or the connection are in its way."""
 
 _TABLES = models.Base.metadata.tables
 _TRACES, _STEPS, _RUNS, _DELETIONS = (_TABLES[name] for name in ("traces", "steps", "runs", "deletions"))
+_BEFORE = tuple(_STEPS.c[name] for name in ("span_id", "organization_id", "feedback", "tags", "tid"))
 _OF_A_TRACE = ("messages", "steps", "runs", "spans", "contents", "resources", "annotations", "quarantine", "traces")
 """What goes with a trace. Messages first, for the triggers of the others to find none; metrics go with steps."""
 
 
 def feedback(
     engine: Engine,
+    caller: Caller,
     step_id: str,
     value: str | None,
     tags: Sequence[str] | None,
@@ -51,40 +59,49 @@ def feedback(
     said: dict[str, Any] = {"feedback": value}
     if tags is not None:
         said["tags"] = _checked_tags(tags)
-    _annotate(engine, step_id, trace_id, said, set_by)
+    _annotate(engine, caller, "feedback", step_id, trace_id, said, set_by)
 
 
-def tags(engine: Engine, step_id: str, values: Sequence[str], trace_id: str | None, set_by: str | None) -> None:
+def tags(
+    engine: Engine, caller: Caller, step_id: str, values: Sequence[str], trace_id: str | None, set_by: str | None
+) -> None:
     """Set the tags of a step."""
-    _annotate(engine, step_id, trace_id, {"tags": _checked_tags(values)}, set_by)
+    _annotate(engine, caller, "tags", step_id, trace_id, {"tags": _checked_tags(values)}, set_by)
 
 
-def transaction(engine: Engine, step_id: str, tid: str | None, trace_id: str | None, set_by: str | None) -> None:
+def transaction(
+    engine: Engine, caller: Caller, step_id: str, tid: str | None, trace_id: str | None, set_by: str | None
+) -> None:
     """Set the transaction id of a step."""
     if tid is not None:
         filters.check_text("tid", tid)
-    _annotate(engine, step_id, trace_id, {"tid": tid}, set_by)
+    _annotate(engine, caller, "transaction", step_id, trace_id, {"tid": tid}, set_by)
 
 
-def delete_trace(engine: Engine, trace_id: str, deleted_by: str | None) -> int:
+def delete_trace(engine: Engine, caller: Caller, trace_id: str, deleted_by: str | None) -> int:
     """Delete a trace for good. Returns 1."""
 
     def work(conn: Connection, sql: Statements) -> int:
-        found = reads.find_trace(conn, trace_id)
+        found = reads.find_trace(conn, trace_id, caller.organization_id)
         _lock(conn, sql, found)
-        _forget(conn, sql, found, deleted_by)
+        organizations.check_whole(conn, found, caller.organization_id)
+        _forget(conn, sql, caller, found, deleted_by)
         return 1
 
     return patiently(engine, work)
 
 
-def delete_run(engine: Engine, run_id: str, trace_id: str | None, deleted_by: str | None) -> int:
+def delete_run(engine: Engine, caller: Caller, run_id: str, trace_id: str | None, deleted_by: str | None) -> int:
     """Delete a run; its steps and messages stay, without a run. Returns 1."""
     filters.check_text("run_id", run_id)
 
     def work(conn: Connection, sql: Statements) -> int:
-        found = _trace_of_run(conn, run_id, trace_id)
+        found = _trace_of_run(conn, run_id, trace_id, caller.organization_id)
         _lock(conn, sql, found)
+        organizations.check_whole(conn, found, caller.organization_id)
+        of_run = select(_RUNS.c.organization_id).where(_RUNS.c.trace_id == found, _RUNS.c.id == run_id)
+        entry = Entry(_actor(caller, deleted_by), "delete", found, conn.scalar(of_run), run_id, {"kind": "run"})
+        audit.write(conn, entry)
         derivation = derivation_of(conn, found)
         _note_deletion(conn, sql, Deletion(found, "run", run_id), deleted_by)
         _derive(conn, sql, found, derivation, [Deletion(found, "run", run_id)])
@@ -94,24 +111,26 @@ def delete_run(engine: Engine, run_id: str, trace_id: str | None, deleted_by: st
     return patiently(engine, work)
 
 
-def delete_before(engine: Engine, before: datetime | int, deleted_by: str | None) -> int:
+def delete_before(engine: Engine, caller: Caller, before: datetime | int, deleted_by: str | None) -> int:
     """Delete for good the traces whose last time lies before a moment, one by one. Returns how many."""
     moment_ns = filters.check_time_ns("before", before)
+    old = select(_TRACES.c.trace_id).where(_TRACES.c.last_ns < moment_ns).order_by(_TRACES.c.last_ns)
+    if caller.organization_id is not None:
+        old = old.where(organizations.is_whole(_TRACES.c.trace_id, caller.organization_id))
+
+    def work(conn: Connection, sql: Statements, trace_id: str) -> bool:
+        _lock(conn, sql, trace_id)
+        if conn.scalar(old.where(_TRACES.c.trace_id == trace_id)) is None:
+            return False  # it went on until it was locked
+        _forget(conn, sql, caller, trace_id, deleted_by)
+        return True
+
     count = 0
-
-    def work(conn: Connection, sql: Statements) -> int:
-        old = select(_TRACES.c.trace_id).where(_TRACES.c.last_ns < moment_ns).order_by(_TRACES.c.last_ns).limit(1)
-        found = conn.scalar(old)
-        if found is None:
-            return 0
-        _lock(conn, sql, found)
-        last_ns = conn.scalar(select(_TRACES.c.last_ns).where(_TRACES.c.trace_id == found))
-        if last_ns is not None and last_ns < moment_ns:  # else it went on until it was locked
-            _forget(conn, sql, found, deleted_by)
-        return 1
-
-    while patiently(engine, work):
-        count += 1
+    # Many are looked up at once: an organization's may stand behind any number of others'.
+    while found := patiently(engine, lambda conn, _: conn.scalars(old.limit(_FOUND)).all()):
+        for trace_id in found:
+            with suppress(NotFoundError):  # somebody else was faster
+                count += patiently(engine, partial(work, trace_id=trace_id))
     return count
 
 
@@ -137,25 +156,35 @@ def patiently(engine: Engine, work: Callable[[Connection, Statements], T]) -> T:
             pause = min(2 * pause, 1.0)
 
 
-def _annotate(engine: Engine, step_id: str, trace_id: str | None, said: Mapping[str, Any], set_by: str | None) -> None:
-    if set_by is not None:
-        filters.check_text("set_by", set_by)
+def _annotate(
+    engine: Engine,
+    caller: Caller,
+    action: Action,
+    step_id: str,
+    trace_id: str | None,
+    said: Mapping[str, Any],
+    set_by: str | None,
+) -> None:
+    actor = _actor(caller, set_by)
 
     def work(conn: Connection, sql: Statements) -> None:
-        trace, step = reads.step_key(conn, step_id, trace_id)
+        trace, step = reads.step_key(conn, step_id, trace_id, caller.organization_id)
         _lock(conn, sql, trace)
-        anchor = conn.scalar(select(_STEPS.c.span_id).where(_STEPS.c.trace_id == trace, _STEPS.c.id == step))
-        if anchor is None:
+        row = select(*_BEFORE).where(_STEPS.c.trace_id == trace, _STEPS.c.id == step)
+        was = conn.execute(row).mappings().one_or_none()
+        if was is None or caller.organization_id not in (None, was["organization_id"]):
             raise NotFoundError(f"there is no step {step!r:.100} in trace {trace} any more")
         derivation = derivation_of(conn, trace)
         now = sql.now()
         rows = [
-            (trace, anchor, key, None if value is None else models.canonical_json(value), set_by, now)
+            (trace, was["span_id"], key, None if value is None else models.canonical_json(value), set_by, now)
             for key, value in said.items()
         ]
         sql.upsert(conn, "annotations", ("trace_id", "span_id", "key", "value", "set_by", "set_at"), rows)
         notes = [note for note in load_people(conn, [trace]).get(trace, ()) if isinstance(note, Annotation)]
         _derive(conn, sql, trace, derivation, notes)
+        details = {key: {"old": was[key], "new": value} for key, value in said.items()}
+        audit.write(conn, Entry(actor, action, trace, was["organization_id"], step, details))
 
     patiently(engine, work)
 
@@ -165,7 +194,8 @@ def _derive(
 ) -> None:
     """Write what the words of people change, and tell other writers by the revision."""
     write_changes(conn, sql, [(trace_id, derivation.apply(said))])
-    conn.execute(update(_TRACES).where(_TRACES.c.trace_id == trace_id).values(revision=_TRACES.c.revision + 1))
+    changed = {"revision": _TRACES.c.revision + 1, "changed_at": models.utc_now()}
+    conn.execute(update(_TRACES).where(_TRACES.c.trace_id == trace_id).values(changed))
 
 
 def _lock(conn: Connection, sql: Statements, trace_id: str) -> None:
@@ -175,23 +205,25 @@ def _lock(conn: Connection, sql: Statements, trace_id: str) -> None:
         raise NotFoundError(f"there is no trace {trace_id} any more")
 
 
-def _forget(conn: Connection, sql: Statements, trace_id: str, deleted_by: str | None) -> None:
+def _forget(conn: Connection, sql: Statements, caller: Caller, trace_id: str, deleted_by: str | None) -> None:
+    owner = organizations.owner_of(conn, trace_id)
+    audit.write(conn, Entry(_actor(caller, deleted_by), "delete", trace_id, owner, trace_id, {"kind": "trace"}))
     purge(conn, [trace_id])
     conn.execute(delete(_DELETIONS).where(_DELETIONS.c.trace_id == trace_id))
     _note_deletion(conn, sql, Deletion(trace_id, "trace", trace_id), deleted_by)
 
 
 def _note_deletion(conn: Connection, sql: Statements, deletion: Deletion, deleted_by: str | None) -> None:
-    if deleted_by is not None:
-        filters.check_text("deleted_by", deleted_by)
     columns = ("trace_id", "kind", "id", "deleted_by", "deleted_at")
     sql.insert(conn, "deletions", columns, [(*deletion, deleted_by, sql.now())])
 
 
-def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None) -> str:
+def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None, organization_id: str | None) -> str:
     query = select(_RUNS.c.trace_id).where(_RUNS.c.id == run_id).order_by(_RUNS.c.trace_id).limit(11)
     if trace_id is not None:
-        query = query.where(_RUNS.c.trace_id == reads.find_trace(conn, trace_id))
+        query = query.where(_RUNS.c.trace_id == reads.find_trace(conn, trace_id, organization_id))
+    if organization_id is not None:
+        query = query.where(_RUNS.c.organization_id == organization_id)
     found = conn.scalars(query).all()
     if not found:
         raise NotFoundError(f"there is no run {run_id!r:.100}")
@@ -200,6 +232,10 @@ def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None) -> str:
             f"{run_id!r:.100} names runs in several traces; give the trace id as well: {', '.join(found)}"
         )
     return found[0]
+
+
+def _actor(caller: Caller, by: str | None) -> str:
+    return caller.actor if by is None else filters.check_text("by", by)
 
 
 def _checked_tags(values: Sequence[str]) -> list[str]:

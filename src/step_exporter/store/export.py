@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, Integer, select
 
 from step_exporter.errors import ConfigurationError, InputError
 from step_exporter.otlp.encode import encode_json
-from step_exporter.store import reads
+from step_exporter.store import organizations, reads
 from step_exporter.store.conditions import step_conditions
 from step_exporter.store.filters import MAX_LIMIT, StepFilter
 from step_exporter.store.load import load_spans, trace_ids
@@ -38,15 +39,16 @@ def export(
     format: Format,  # noqa: A002  its name on the command line
     which: StepFilter | None,
     progress: Progress | None,
+    organization_id: str | None = None,
 ) -> int:
     """Write the steps that a filter asks for, oldest first; returns how many. A file appears when it is complete.
 
-    ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are.
-    What people set and deleted is no part of it.
+    ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are; for
+    an organization those that wholly belong to it. What people set and deleted is no part of it.
     """
     if format not in FORMATS:
         raise InputError(f"the formats are {', '.join(FORMATS)}, not {format!r:.40}")
-    write = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "otlp": _otlp}[format]
+    write = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "otlp": partial(_otlp, organization_id)}[format]
     with _opened(output) as stream:
         return write(conn, stream, which, progress or (lambda _: None))
 
@@ -155,17 +157,22 @@ def _kind(column: Any) -> type:
     return int if isinstance(column.type, Integer) else str
 
 
-def _otlp(conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress) -> int:
+def _otlp(
+    organization_id: str | None, conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress
+) -> int:
     count = 0
-    for count, trace_id in enumerate(_chosen_traces(conn, which), 1):
+    for count, trace_id in enumerate(_chosen_traces(conn, which, organization_id), 1):
         spans = [span.raw for span in load_spans(conn, trace_id)]
         stream.write(encode_json(spans) + b"\n")
         progress(count)
     return count
 
 
-def _chosen_traces(conn: Connection, which: StepFilter | None) -> list[str]:
+def _chosen_traces(conn: Connection, which: StepFilter | None, organization_id: str | None) -> list[str]:
     if which is None:
         return trace_ids(conn)
-    query = select(reads.STEPS.c.trace_id).where(*step_conditions(which, conn.dialect.name)).distinct()
+    trace_id = reads.STEPS.c.trace_id
+    query = select(trace_id).where(*step_conditions(which, conn.dialect.name)).distinct()
+    if organization_id is not None:
+        query = query.where(organizations.is_whole(trace_id, organization_id))
     return sorted(conn.scalars(query))

@@ -89,6 +89,24 @@ class StepFilter:
     """Before, to the microsecond."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Which entries of the audit trail: those for which everything given holds. ``None`` asks nothing."""
+
+    trace_ids: Sequence[str] | None = None
+    """Whole trace ids, at most 1,000, of traces that may be gone. An empty sequence asks for no entries."""
+    actor: str | None = None
+    action: str | None = None
+    """feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key."""
+    subject: str | None = None
+    """Id of a step, run or trace."""
+    organization_id: str | None = None
+    since: Time | None = None
+    """At or after, to the microsecond."""
+    until: Time | None = None
+    """Before, to the microsecond."""
+
+
 class Place(NamedTuple):
     """The last row of a page, by which the next one begins."""
 
@@ -112,10 +130,15 @@ def decode_cursor(table: str, order: Order, cursor: str) -> Place:
         made_for, made_in, created_us, trace_id, id_ = json.loads(text)
         place = Place(utc_datetime(created_us * 1000), _text("trace_id", trace_id), _text("id", id_))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, InputError):
-        raise InputError("the cursor is none that a page gave as its next") from None
+        raise bad_cursor() from None
     if (made_for, made_in) != (table, order):
         raise InputError(f"the cursor is for {made_for!s:.20}, {made_in!s:.20} first, not for {table}, {order} first")
     return place
+
+
+def bad_cursor() -> InputError:
+    """What is wrong with a cursor that no page gave."""
+    return InputError("the cursor is none that a page gave as its next")
 
 
 def check_order(order: str) -> Order:
@@ -181,7 +204,10 @@ def check_time(name: str, value: Time) -> datetime:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise InputError(f"{name} has no time zone; use datetime.now(UTC)")
-        return value.astimezone(UTC)
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:
+            raise InputError(f"{name} is beyond the calendar in UTC: {value!s:.40}") from None
     if type(value) is not int:
         raise InputError(f"{name} is a datetime or integer nanoseconds, not {value!r:.40}")
     try:

@@ -20,6 +20,7 @@ import asyncio
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import BinaryIO, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -28,33 +29,44 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from step_exporter.errors import DatabaseError, InputError
-from step_exporter.store import editing, export, filters, reads, rebuild, retention, statistics
+from step_exporter.store import audit, editing, export, filters, organizations, reads, rebuild, retention, statistics
+from step_exporter.store.audit import Caller
 from step_exporter.store.engine import DatabaseURL, create_async_store_engine, create_sync_engine, display_url
 from step_exporter.store.export import Format
-from step_exporter.store.filters import Order, RunFilter, StepFilter
+from step_exporter.store.filters import AuditFilter, Order, RunFilter, StepFilter, check_text
 from step_exporter.store.rebuild import Difference
-from step_exporter.store.records import MessageRecord, Page, RunRecord, StepRecord, TraceRecord
+from step_exporter.store.records import AuditRecord, MessageRecord, Page, RunRecord, StepRecord, TraceRecord
 from step_exporter.store.retention import Pruned
 from step_exporter.store.schema import check_schema
 from step_exporter.store.statistics import Group, StatsRecord
 
-__all__ = ["AsyncStepStore", "RunFilter", "StepFilter", "StepStore"]
+__all__ = ["AsyncStepStore", "AuditFilter", "RunFilter", "StepFilter", "StepStore"]
 
 Feedback = Literal["positive", "negative"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", StepFilter, RunFilter, AuditFilter)
 
 
 class _Reader:
-    """What both stores know: where they read, and whether the schema there was looked at."""
+    """What both stores know: where they read, for whom, and whether the schema there was looked at."""
 
-    def __init__(self, url: DatabaseURL) -> None:
+    def __init__(self, url: DatabaseURL, organization_id: str | None) -> None:
         self._place = display_url(url)
+        self._organization_id = None if organization_id is None else check_text("organization_id", organization_id)
         self._checked = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._place!r})"
+
+    def _within(self, which: F) -> F:
+        """What a filter asks for of what the store may read."""
+        if self._organization_id is None:
+            return which
+        if which.organization_id not in (None, self._organization_id):
+            return replace(which, trace_ids=())
+        return replace(which, organization_id=self._organization_id)
 
     def _call(self, conn: Connection, op: Callable[[Connection], T]) -> T:
         if not self._checked:
@@ -76,12 +88,33 @@ class StepStore(_Reader):
 
     ``url`` is any SQLite or PostgreSQL URL, or the path of a SQLite file. Making a store connects to nothing;
     a URL that names no such database raises ``ConfigurationError``.
+
+    With an ``organization_id`` every method finds and changes what belongs to that organization only: its steps and
+    runs, their messages and spans. What is another one's, or nobody's, is as if it were not there. ``delete``,
+    ``prune``, ``rebuild``, ``verify`` and OTLP ``export`` take traces that belong to it wholly
+    (``docs/data-control.md``).
+
+    ``actor`` is who the audit trail says made a change, where the call has no ``by``; default: the operating system's
+    user.
+
+    ``encryption_key`` is as of ``StepSpanExporter``. Without the key of an encrypted database steps, runs and
+    statistics can be read, and texts show as ``<encrypted>``; what needs the spans (``trace``, ``verify``, OTLP
+    ``export``) and what derives (``feedback``, ``rebuild``) raises ``EncryptionError``, as everything does with a
+    wrong key.
     """
 
-    def __init__(self, url: DatabaseURL) -> None:
-        super().__init__(url)
-        self._engine = create_sync_engine(url, read_only=True)
-        self._writing = create_sync_engine(url)
+    def __init__(
+        self,
+        url: DatabaseURL,
+        *,
+        organization_id: str | None = None,
+        actor: str | None = None,
+        encryption_key: str | None = None,
+    ) -> None:
+        super().__init__(url, organization_id)
+        self._actor = None if actor is None else check_text("actor", actor)
+        self._engine = create_sync_engine(url, read_only=True, encryption_key=encryption_key)
+        self._writing = create_sync_engine(url, encryption_key=encryption_key)
 
     def __enter__(self) -> Self:
         return self
@@ -99,12 +132,12 @@ class StepStore(_Reader):
 
         Raises ``InputError`` if these are none, ``NotFoundError``, and ``AmbiguousIdError``, which lists candidates.
         """
-        return self._run(reads.find_trace, trace_id)
+        return self._run(reads.find_trace, trace_id, self._organization_id)
 
     def trace(self, trace_id: str) -> TraceRecord:
         """All of one trace: runs, steps, spans, messages and how they hang together. ``trace_id`` may be cut to a
         unique prefix; raises what ``find_trace`` does."""
-        return self._run(reads.trace, trace_id)
+        return self._run(reads.trace, trace_id, self._organization_id)
 
     def step(self, step_id: str, trace_id: str | None = None) -> StepRecord:
         """One step, by its id or the (16-digit) id of any of its spans. ``trace_id`` may be cut to a unique prefix.
@@ -112,7 +145,7 @@ class StepStore(_Reader):
         Without a trace id a span is looked for in every trace: 1 µs each. Raises ``NotFoundError``;
         ``AmbiguousIdError``, which lists the traces, if several have such a step; ``InputError``.
         """
-        return self._run(reads.step, step_id, trace_id)
+        return self._run(reads.step, step_id, trace_id, self._organization_id)
 
     def steps(
         self,
@@ -128,7 +161,7 @@ class StepStore(_Reader):
         Pages neither repeat nor skip a step while others arrive; one that arrives late, with a start on a page
         already read, is not on those that follow. Raises ``InputError``.
         """
-        return self._run(reads.steps, which or StepFilter(), after, limit, order)
+        return self._run(reads.steps, self._within(which or StepFilter()), after, limit, order)
 
     def runs(
         self,
@@ -139,7 +172,7 @@ class StepStore(_Reader):
         order: Order = "newest",
     ) -> Page[RunRecord]:
         """A page of runs, as ``steps`` gives steps."""
-        return self._run(reads.runs, which or RunFilter(), after, limit, order)
+        return self._run(reads.runs, self._within(which or RunFilter()), after, limit, order)
 
     def messages(
         self, trace_id: str | None = None, *, run_id: str | None = None, step_id: str | None = None
@@ -147,7 +180,7 @@ class StepStore(_Reader):
         """The messages of a trace, of a run, or those that a step added to its conversation, run by run in the order
         of the conversation. At least one id is needed; a run id alone finds the run in every trace that has it.
         Raises what ``find_trace`` and ``step`` do; a run that is not there has no messages."""
-        return self._run(reads.messages, trace_id, run_id, step_id)
+        return self._run(reads.messages, trace_id, run_id, step_id, self._organization_id)
 
     def stats(
         self, by: Sequence[Group] = (), which: StepFilter | None = None, *, cost: bool = False
@@ -159,7 +192,24 @@ class StepStore(_Reader):
         ``cost`` adds US dollars by the price table of ``genai-prices`` (``ConfigurationError`` where it is not
         installed). Reads every step that is asked for: 1,000,000 take some seconds.
         """
-        return self._run(statistics.stats, by, which or StepFilter(), cost)
+        return self._run(statistics.stats, by, self._within(which or StepFilter()), cost)
+
+    def audit(
+        self,
+        which: AuditFilter | None = None,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        order: Order = "newest",
+    ) -> Page[AuditRecord]:
+        """A page of the audit trail: who changed what, in the order in which it was written. For the next one pass
+        the page's ``next`` as ``after``, with the same filter and order. ``limit`` is 1 to 1,000. Raises
+        ``InputError``.
+
+        What concerned several organizations (a whole database pruned or rebuilt, a trace of two deleted) is seen by a
+        store of all of them only.
+        """
+        return self._run(audit.entries, self._within(which or AuditFilter()), after, limit, order)
 
     def feedback(
         self,
@@ -175,15 +225,15 @@ class StepStore(_Reader):
         It is kept on the step's first span: it stays through late spans and rebuilds, and overrules what spans say.
         Raises what ``step`` does.
         """
-        self._write(editing.feedback, step_id, value, tags, trace_id, by)
+        self._write(editing.feedback, self._caller(), step_id, value, tags, trace_id, by)
 
     def tags(self, step_id: str, tags: Sequence[str], *, trace_id: str | None = None, by: str | None = None) -> None:
         """Set the tags of a step, in the place of those it had; kept and raising as ``feedback``."""
-        self._write(editing.tags, step_id, tags, trace_id, by)
+        self._write(editing.tags, self._caller(), step_id, tags, trace_id, by)
 
     def transaction(self, step_id: str, tid: str | None, *, trace_id: str | None = None, by: str | None = None) -> None:
         """Set the transaction id (``tid``) of a step; kept and raising as ``feedback``."""
-        self._write(editing.transaction, step_id, tid, trace_id, by)
+        self._write(editing.transaction, self._caller(), step_id, tid, trace_id, by)
 
     def delete(
         self,
@@ -201,12 +251,12 @@ class StepStore(_Reader):
         other combinations.
         """
         if before is not None and trace_id is None and run_id is None:
-            return self._write(editing.delete_before, before, by)
+            return self._write(editing.delete_before, self._caller(), before, by)
         if before is not None or (trace_id is None and run_id is None):
             raise InputError("delete what? Give a trace_id, a run_id, both, or before alone")
         if run_id is not None:
-            return self._write(editing.delete_run, run_id, trace_id, by)
-        return self._write(editing.delete_trace, trace_id or "", by)
+            return self._write(editing.delete_run, self._caller(), run_id, trace_id, by)
+        return self._write(editing.delete_trace, self._caller(), trace_id or "", by)
 
     def prune(
         self,
@@ -217,15 +267,16 @@ class StepStore(_Reader):
     ) -> Pruned:
         """Delete whole traces that ended before a moment or so long ago, and then the oldest until no more than
         ``max_bytes`` are in use; in small transactions, while writers go on. A SQLite file shrinks. Late spans begin
-        a pruned trace anew. ``progress`` is called with the number of traces that are gone. Raises ``InputError``.
+        a pruned trace anew. ``progress`` is called with the number of traces that are gone. Raises ``InputError``;
+        also for ``max_bytes`` in a store of one organization, as bytes are the whole database's.
         """
-        return self._write(retention.prune, older_than, max_bytes, progress)
+        return self._write(retention.prune, older_than, max_bytes, progress, self._caller())
 
     def rebuild(self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None) -> int:
         """Derive traces (whole ids; default: all) again from their spans; returns how many. What people set and
         deleted stays. ``progress`` is called with how many are done, of how many. Raises ``InputError``,
         ``NotFoundError``."""
-        return self._write(rebuild.rebuild, self._chosen(traces), progress)
+        return self._write(rebuild.rebuild, self._chosen(traces), progress, self._caller())
 
     def verify(
         self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None
@@ -248,15 +299,24 @@ class StepStore(_Reader):
         or as ``otlp`` the whole traces that have one, in OTLP/JSON lines that give the same rows when imported again.
         Returns how many steps (traces). Raises ``InputError``; ``ConfigurationError`` for Parquet without pyarrow.
         """
-        return self._run(export.export, output, format, which, progress)
+        which = which if self._organization_id is None else self._within(which or StepFilter())
+        return self._run(export.export, output, format, which, progress, self._organization_id)
 
     def _chosen(self, traces: Sequence[str] | None) -> Sequence[str] | None:
-        """Whole ids of traces that are there; a rebuild of another one would make it."""
+        """Whole ids of traces that are there (a rebuild of another one would make it) and that the store may take as a
+        whole. None: all."""
         if traces is None:
-            self._run(lambda conn: None)
-            return None
-        ids = [filters.check_trace_id(trace_id) for trace_id in traces]
-        return [self._run(reads.find_trace, trace_id) for trace_id in ids]
+            own = self._organization_id
+            return self._run(lambda conn: None if own is None else organizations.whole_traces(conn, own))
+        return [self._run(self._find_whole, filters.check_trace_id(trace_id)) for trace_id in traces]
+
+    def _find_whole(self, conn: Connection, trace_id: str) -> str:
+        found = reads.find_trace(conn, trace_id, self._organization_id)
+        organizations.check_whole(conn, found, self._organization_id)
+        return found
+
+    def _caller(self) -> Caller:
+        return Caller(self._actor or audit.current_user(), self._organization_id)
 
     def _write(self, op: Callable[Concatenate[Engine, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         self._run(lambda conn: None)  # a database that is not there must not be made, nor a newer one changed
@@ -275,11 +335,18 @@ class AsyncStepStore(_Reader):
     A PostgreSQL store belongs to the event loop that it was first used in.
     """
 
-    def __init__(self, url: DatabaseURL) -> None:
-        super().__init__(url)
-        self._engine = create_async_store_engine(url, read_only=True)
+    def __init__(
+        self,
+        url: DatabaseURL,
+        *,
+        organization_id: str | None = None,
+        actor: str | None = None,
+        encryption_key: str | None = None,
+    ) -> None:
+        super().__init__(url, organization_id)
+        self._engine = create_async_store_engine(url, read_only=True, encryption_key=encryption_key)
         # What writes or takes long runs in a thread: aiosqlite is no driver to write by, nor may the loop wait.
-        self._sync = StepStore(url)
+        self._sync = StepStore(url, organization_id=organization_id, actor=actor, encryption_key=encryption_key)
 
     async def __aenter__(self) -> Self:
         return self
@@ -296,15 +363,15 @@ class AsyncStepStore(_Reader):
 
     async def find_trace(self, trace_id: str) -> str:
         """``StepStore.find_trace``."""
-        return await self._run(reads.find_trace, trace_id)
+        return await self._run(reads.find_trace, trace_id, self._organization_id)
 
     async def trace(self, trace_id: str) -> TraceRecord:
         """``StepStore.trace``."""
-        return await self._run(reads.trace, trace_id)
+        return await self._run(reads.trace, trace_id, self._organization_id)
 
     async def step(self, step_id: str, trace_id: str | None = None) -> StepRecord:
         """``StepStore.step``."""
-        return await self._run(reads.step, step_id, trace_id)
+        return await self._run(reads.step, step_id, trace_id, self._organization_id)
 
     async def steps(
         self,
@@ -315,7 +382,7 @@ class AsyncStepStore(_Reader):
         order: Order = "newest",
     ) -> Page[StepRecord]:
         """``StepStore.steps``."""
-        return await self._run(reads.steps, which or StepFilter(), after, limit, order)
+        return await self._run(reads.steps, self._within(which or StepFilter()), after, limit, order)
 
     async def runs(
         self,
@@ -326,19 +393,30 @@ class AsyncStepStore(_Reader):
         order: Order = "newest",
     ) -> Page[RunRecord]:
         """``StepStore.runs``."""
-        return await self._run(reads.runs, which or RunFilter(), after, limit, order)
+        return await self._run(reads.runs, self._within(which or RunFilter()), after, limit, order)
 
     async def messages(
         self, trace_id: str | None = None, *, run_id: str | None = None, step_id: str | None = None
     ) -> tuple[MessageRecord, ...]:
         """``StepStore.messages``."""
-        return await self._run(reads.messages, trace_id, run_id, step_id)
+        return await self._run(reads.messages, trace_id, run_id, step_id, self._organization_id)
 
     async def stats(
         self, by: Sequence[Group] = (), which: StepFilter | None = None, *, cost: bool = False
     ) -> tuple[StatsRecord, ...]:
         """``StepStore.stats``."""
         return await asyncio.to_thread(self._sync.stats, by, which, cost=cost)
+
+    async def audit(
+        self,
+        which: AuditFilter | None = None,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        order: Order = "newest",
+    ) -> Page[AuditRecord]:
+        """``StepStore.audit``."""
+        return await self._run(audit.entries, self._within(which or AuditFilter()), after, limit, order)
 
     async def feedback(
         self,

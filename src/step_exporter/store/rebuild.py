@@ -16,8 +16,11 @@ from step_exporter.derive import Derivation
 from step_exporter.derive.rows import Changes
 from step_exporter.facts import Annotation, Deletion, SpanFacts
 from step_exporter.models import Base, CanonicalJSON, utc_datetime
+from step_exporter.store import audit
+from step_exporter.store.audit import Caller, Entry
 from step_exporter.store.bulk import Statements
 from step_exporter.store.changes import MESSAGES, METRICS, RUNS, STEPS, write_changes
+from step_exporter.store.encryption import SEALED, open_value, stored_messages
 from step_exporter.store.ingest import UNDERIVED
 from step_exporter.store.load import StoredSpan, load_people, load_spans, trace_ids
 
@@ -40,7 +43,12 @@ class Difference(NamedTuple):
     """The same as derived; None if there should be no such row."""
 
 
-def rebuild(engine: Engine, traces: Iterable[str] | None = None, progress: Progress | None = None) -> int:
+def rebuild(
+    engine: Engine,
+    traces: Iterable[str] | None = None,
+    progress: Progress | None = None,
+    caller: Caller = audit.ITSELF,
+) -> int:
     """Delete the derived rows of traces (default: all) and derive them again from the facts. Returns how many traces.
 
     What today's readers make of the spans replaces what older ones made. Facts, and what people set and deleted,
@@ -48,10 +56,15 @@ def rebuild(engine: Engine, traces: Iterable[str] | None = None, progress: Progr
     """
     sql = Statements(engine.dialect)
     chosen = _chosen(engine, traces)
+    only = chosen[0] if len(chosen) == 1 else None
+    noted: int | None = None
     for number, trace_id in enumerate(chosen, 1):
         with engine.begin() as conn:
             sql.lock(conn, [(trace_id, secrets.randbits(63))], sql.now())
-            _rebuild(conn, sql, trace_id)
+            derive_again(conn, sql, trace_id)
+            entry = Entry(caller.actor, "rebuild", only, caller.organization_id, only, {"traces": number})
+            written = audit.write(conn, entry, noted)
+        noted = written
         if progress is not None:
             progress(number, len(chosen))
     return len(chosen)
@@ -66,7 +79,8 @@ def verify(
         with engine.connect() as conn:
             changes, spans = _derive(conn, trace_id)
             stored = {table: _stored_rows(conn, table, trace_id) for table in _DERIVED}
-        yield from _compare(trace_id, _derived_rows(changes), stored)
+            derived = _derived_rows(conn, changes)
+        yield from _compare(trace_id, derived, stored)
         for row, facts in spans:
             was = {"role": row.role, "convention": row.convention}
             now = {"role": facts.role.value, "convention": facts.convention}
@@ -92,7 +106,8 @@ def _derive(conn: Connection, trace_id: str) -> tuple[Changes, list[tuple[Any, S
     return Derivation(trace_id).apply([*said, *(facts for _, facts in read)]), read
 
 
-def _rebuild(conn: Connection, sql: Statements, trace_id: str) -> None:
+def derive_again(conn: Connection, sql: Statements, trace_id: str) -> None:
+    """Replace the derived rows of a trace, which is locked."""
     changes, spans = _derive(conn, trace_id)
     for table in ("messages", "steps", "runs"):  # step_metrics go with their steps
         conn.execute(delete(_TABLES[table]).where(_TABLES[table].c.trace_id == trace_id))
@@ -125,15 +140,19 @@ def _stored_rows(conn: Connection, table: str, trace_id: str) -> _Rows:
         for column in columns
     ]
     rows = conn.execute(select(*texts).where(_TABLES[table].c.trace_id == trace_id)).mappings()
-    return {row["id"]: dict(row) for row in rows}
+    found = {row["id"]: dict(row) for row in rows}
+    for name in SEALED.get(table, ()):
+        for id_, row in found.items():
+            row[name] = open_value(conn, row[name], f"{table}.{name}", trace_id, id_)
+    return found
 
 
-def _derived_rows(changes: Changes) -> dict[str, _Rows]:
+def _derived_rows(conn: Connection, changes: Changes) -> dict[str, _Rows]:
     tables = {
         "steps": changes.steps,
         "step_metrics": changes.step_metrics,
         "runs": changes.runs,
-        "messages": changes.messages,
+        "messages": stored_messages(conn, changes.messages),
     }
     return {table: {row.id: _as_stored(row._asdict()) for row in rows} for table, rows in tables.items()}
 

@@ -250,6 +250,24 @@ class SpanRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class AuditRecord(Record):
+    """An entry of the audit trail: who changed what, and when."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    """feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key."""
+    trace_id: str | None
+    organization_id: str | None
+    """Whose rows were changed, where they are of one organization."""
+    subject: str | None
+    """The id of the step, run or trace that was changed; None where it was the database."""
+    details: dict[str, Any] | None
+    """Of what people set ``{"old": …, "new": …}`` under its name; else what was asked for, and how many."""
+
+
+@dataclass(frozen=True, slots=True)
 class TreeNode(Record):
     """One line of a trace's tree. ``id`` is the id of a run, of a step, or of a span."""
 
