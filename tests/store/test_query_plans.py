@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from query_seeds import DAY_NS, at, put, trace_id
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event, select, text
 
-from step_exporter.store import reads
+from step_exporter.models import Quarantine, utc_now
+from step_exporter.store import following, reads, statistics
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.filters import RunFilter, StepFilter
+from step_exporter.store.following import Change
 from step_exporter.store.schema import ensure_schema
 
 TRACES, RUNS_OF_A_TRACE, STEPS_OF_A_RUN, LONG_RUN = 150, 2, 10, 1000
@@ -156,6 +160,85 @@ def test_the_steps_of_a_time_range_and_of_every_further_page_are_found_by_time(c
     assert_indexed(steps(conn, after=page.next), "ix_steps_created_at")
 
 
+STEP_FILTERS: list[dict[str, Any]] = [
+    {},
+    {"trace_ids": [trace_id(7)]},
+    {"trace_ids": [trace_id(7), trace_id(8)]},
+    {"run_id": "run-7-1"},
+    {"run_id": "run-7-1", "status": "failed"},
+    {"run_id": "run-7-1", "trace_ids": [trace_id(7)]},
+    {"agent_id": "agent-3"},
+    {"agent_id": "agent-3", "model": "gpt-5"},
+    {"agent_name": "researcher"},
+    {"model": "gpt-5"},
+    {"provider_name": "openai"},
+    {"status": "failed"},
+    {"error_type": "RateLimitError"},
+    {"tags_all": ["a", "b"]},
+    {"tags_any": ["a", "b"]},
+    {"feedback": "positive"},
+    {"has_feedback": True},
+    {"has_feedback": False},
+    {"organization_id": "org-1", "run_id": "run-7-1"},
+    {"organization_id": "org-1", "project_id": "project-1"},
+    {"conversation_id": "talk-3"},
+    {"service_name": "app"},
+    {"started_after": at(80_000)},
+    {"started_before": at(1000)},
+]
+"""Each filter alone, and those that are asked for together."""
+RUN_FILTERS: list[dict[str, Any]] = [
+    {},
+    {"trace_ids": [trace_id(7)]},
+    {"run_id": "run-7-1"},
+    {"parent_run_id": "run-7-0"},
+    {"top_level": True},
+    {"agent_id": "agent-3"},
+    {"agent_name": "researcher"},
+    {"status": "failed"},
+    {"error_type": "RateLimitError"},
+    {"organization_id": "org-1"},
+    {"project_id": "project-1"},
+    {"conversation_id": "talk-3"},
+    {"service_name": "app"},
+    {"started_after": at(80_000)},
+]
+
+
+def test_no_filter_of_a_time_range_reads_a_table_whole(conn: Connection) -> None:
+    times = {"started_after": at(80_000), "started_before": at(80_500)}
+    for asked in STEP_FILTERS:
+        for order in ("newest", "oldest"):
+            assert_indexed(plans(conn, reads.steps, StepFilter(**times | asked), None, 50, order))
+    for asked in RUN_FILTERS:
+        assert_indexed(plans(conn, reads.runs, RunFilter(**times | asked), None, 50, "newest"))
+
+
+def test_ids_are_found_by_an_index_without_a_time_range(conn: Connection) -> None:
+    ids = {"trace_ids", "run_id", "agent_id", "conversation_id"}
+    for asked in (asked for asked in STEP_FILTERS if ids & {*asked}):
+        assert_indexed(plans(conn, reads.steps, StepFilter(**asked), None, 50, "newest"))
+    assert_indexed(plans(conn, reads.steps, StepFilter(conversation_id="talk-3"), None, 50, "newest"), "conversation")
+    talk = RunFilter(conversation_id="talk-3")
+    assert_indexed(plans(conn, reads.runs, talk, None, 50, "newest"), "ix_runs_conversation_id")
+
+
+def test_every_filter_is_tried() -> None:
+    for filter_, tried in ((StepFilter, STEP_FILTERS), (RunFilter, RUN_FILTERS)):
+        names = {field.name for field in fields(filter_)} - {"started_before"}
+        assert names <= {name for asked in tried for name in asked}
+
+
+def test_statistics_of_the_last_hour_read_that_hour(conn: Connection) -> None:
+    hour = StepFilter(started_after=at(85_000))
+    assert_indexed(plans(conn, statistics.stats, ["model"], hour, False), "ix_steps_created_at")
+
+
+def test_the_oldest_traces_are_found_by_their_time(conn: Connection) -> None:
+    oldest = "SELECT trace_id FROM traces WHERE last_ns < 1 ORDER BY last_ns, trace_id LIMIT 500"
+    assert_indexed(plans(conn, lambda conn: conn.execute(text(oldest))), "ix_traces_last_ns")
+
+
 def test_a_step_is_found_by_the_index_on_its_id(conn: Connection) -> None:
     step = reads.steps(conn, StepFilter(run_id="run-7-1"), None, 1, "newest").items[0]
     assert_indexed(plans(conn, reads.step, step.id, None), "ix_steps_id", "ix_steps_run_id")
@@ -164,7 +247,7 @@ def test_a_step_is_found_by_the_index_on_its_id(conn: Connection) -> None:
 
 def test_a_span_is_looked_up_in_each_trace_by_the_primary_key(conn: Connection) -> None:
     span_id = reads.steps(conn, StepFilter(run_id="run-7-1"), None, 1, "newest").items[0].span_id
-    assert_indexed(plans(conn, reads._traces_with, span_id, None))
+    assert_indexed(plans(conn, reads._traces_with, span_id, None, None))
     assert_indexed(plans(conn, reads._traces_with, span_id, trace_id(7)), primary_key(conn, "spans"))
 
 
@@ -187,3 +270,21 @@ def test_messages_are_found_by_trace_run_and_step(conn: Connection) -> None:
 def test_the_newest_runs_are_found_by_time(conn: Connection) -> None:
     assert_indexed(plans(conn, reads.runs, RunFilter(), None, 50, "newest"), "ix_runs_created_at")
     assert_indexed(plans(conn, reads.runs, RunFilter(run_id="run-7-1"), None, 50, "newest"), "ix_runs_id")
+
+
+def test_what_changed_is_looked_for_in_the_traces_that_did(conn: Connection) -> None:
+    first = Change(utc_now() + timedelta(hours=1), "", "")
+    assert_indexed(plans(conn, following._changes, StepFilter(), first, 100, False), primary_key(conn, "steps"))
+
+
+def test_what_a_span_collided_with_is_found_by_its_key(conn: Connection) -> None:
+    entries = [{"trace_id": trace_id(n), "span_id": "0" * 16, "reason": "id_collision"} for n in range(500)]
+    put(conn, "quarantine", entries)
+    conn.execute(text("ANALYZE quarantine"))
+
+    def look(conn: Connection) -> None:
+        conn.execute(
+            select(Quarantine.detail).where(Quarantine.trace_id == trace_id(7), Quarantine.span_id == "0" * 16)
+        )
+
+    assert_indexed(plans(conn, look), "ix_quarantine_trace_id")

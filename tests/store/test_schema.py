@@ -306,7 +306,10 @@ SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_cons
 SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1;
 SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1;
 SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1;
-SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1"""
+SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1;
+SELECT relname, reloptions::text FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1;
+SELECT attrelid::regclass::text, attname, attcompression FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    WHERE relnamespace = 'public'::regnamespace AND attcompression <> '' ORDER BY 1, 2"""
     return [tuple(row) for query in queries.split(";") for row in connection.exec_driver_sql(query)]
 
 
@@ -421,7 +424,16 @@ def test_only_metrics_organizations_and_providers_are_foreign_keys() -> None:
 
 
 def test_every_row_of_telemetry_is_keyed_on_its_trace() -> None:
-    shared = {"organizations", "providers", "processes", "quarantine", "step_exporter_version"}
+    shared = {
+        "audit",
+        "encryption_keys",
+        "maintenance",
+        "organizations",
+        "providers",
+        "processes",
+        "quarantine",
+        "step_exporter_version",
+    }
     for table in Base.metadata.tables.values():
         if table.name not in shared:
             assert next(iter(table.primary_key)).name == "trace_id", table.name

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from rich.text import Text
 
 from step_exporter.cli.options import DEFAULT_URL as URL
-from step_exporter.cli.options import Agent, Db, Json, Since, TraceOption, Until, app
+from step_exporter.cli.options import Agent, Db, Json, Organization, Since, TraceOption, Until, app
 from step_exporter.cli.output import print_json, progress, show
 from step_exporter.cli.text import count, harmless, parse_time
 from step_exporter.errors import InputError
@@ -21,7 +20,8 @@ from step_exporter.store.engine import create_sync_engine, sqlite_path
 from step_exporter.store.export import FORMATS, Format
 from step_exporter.store.filters import StepFilter
 from step_exporter.store.query import StepStore
-from step_exporter.store.schema import ensure_schema, schema_version
+from step_exporter.store.retention import as_bytes
+from step_exporter.store.schema import count_partitions, ensure_schema, schema_version
 
 SHOWN = 20
 """Differences that ``verify`` prints; --json has all."""
@@ -38,12 +38,13 @@ def feedback(
     trace: TraceOption = None,
     tag: Annotated[list[str] | None, typer.Option(help="Set the tags of the step; may be repeated.")] = None,
     by: Annotated[str | None, typer.Option(metavar="NAME", help="Who says so.")] = None,
+    organization: Organization = None,
     as_json: Json = False,
 ) -> None:
     """Say what you think of a step. It stays through late spans and rebuilds."""
     if value not in ("positive", "negative", "none"):
         raise InputError(f"feedback is positive, negative or none, not {value!r:.40}")
-    with StepStore(db) as store:
+    with StepStore(db, organization_id=organization) as store:
         store.feedback(step_id, None if value == "none" else value, tag, trace_id=trace, by=by)  # pyright: ignore[reportArgumentType]
         found = store.step(step_id, trace_id=trace)
     if as_json:
@@ -65,12 +66,13 @@ def export(
     agent: Agent = None,
     since: Since = None,
     until: Until = None,
+    organization: Organization = None,
 ) -> None:
     """Write steps as JSON lines, CSV or Parquet; or whole traces as OTLP/JSON, for ``import``."""
     now = datetime.now(UTC)
     if output == "-" and format == "parquet":
         raise InputError("Parquet is no text: give --output FILE")
-    with StepStore(db) as store, progress("exporting") as tell:
+    with StepStore(db, organization_id=organization) as store, progress("exporting") as tell:
         which = None
         if trace or agent or since or until:
             which = StepFilter(
@@ -94,14 +96,15 @@ def prune(
     max_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Then the oldest, down to 500MB, 2GB, …")
     ] = None,
+    organization: Organization = None,
     as_json: Quiet = False,
 ) -> None:
     """Delete old traces, in small transactions, while writers go on. A SQLite file shrinks."""
     limit = parse_time("--older-than", older_than, datetime.now(UTC)) if older_than else None
-    size = _size(max_bytes) if max_bytes else None
+    size = as_bytes("--max-bytes", max_bytes) if max_bytes else None
     if limit is None and size is None:
         raise InputError("prune what? Give --older-than or --max-bytes")
-    with StepStore(db) as store, progress("pruning") as tell:
+    with StepStore(db, organization_id=organization) as store, progress("pruning") as tell:
         pruned = store.prune(older_than=limit, max_bytes=size, progress=lambda done: tell(done, None))
     if as_json:
         print_json(pruned._asdict())
@@ -111,9 +114,9 @@ def prune(
 
 
 @app.command()
-def rebuild(db: Db = URL, trace: Traces = None, as_json: Quiet = False) -> None:
+def rebuild(db: Db = URL, trace: Traces = None, organization: Organization = None, as_json: Quiet = False) -> None:
     """Derive steps, runs and messages again from the spans. What people set and deleted stays."""
-    with StepStore(db) as store, progress("rebuilding") as tell:
+    with StepStore(db, organization_id=organization) as store, progress("rebuilding") as tell:
         done = store.rebuild([store.find_trace(one) for one in trace] if trace else None, tell)
     if as_json:
         print_json({"traces": done})
@@ -122,9 +125,9 @@ def rebuild(db: Db = URL, trace: Traces = None, as_json: Quiet = False) -> None:
 
 
 @app.command()
-def verify(db: Db = URL, trace: Traces = None, as_json: Quiet = False) -> None:
+def verify(db: Db = URL, trace: Traces = None, organization: Organization = None, as_json: Quiet = False) -> None:
     """Compare steps, runs and messages with what the spans give. Exit code 1 if anything differs."""
-    with StepStore(db) as store, progress("verifying") as tell:
+    with StepStore(db, organization_id=organization) as store, progress("verifying") as tell:
         found = store.verify([store.find_trace(one) for one in trace] if trace else None, tell)
     if as_json:
         print_json([{name: _plain(value) for name, value in difference._asdict().items()} for difference in found])
@@ -145,20 +148,27 @@ def verify(db: Db = URL, trace: Traces = None, as_json: Quiet = False) -> None:
 
 
 @app.command()
-def migrate(db: Db = URL, as_json: Quiet = False) -> None:
+def migrate(
+    db: Db = URL,
+    partitions: Annotated[
+        int | None, typer.Option(metavar="N", help="PostgreSQL, a new database: so many partitions of each table.")
+    ] = None,
+    as_json: Quiet = False,
+) -> None:
     """Make the tables, or bring those of an older version up to date."""
     path = sqlite_path(db)
     engine = create_sync_engine(db)
     try:
-        ensure_schema(engine)
+        ensure_schema(engine, partitions)
         with engine.connect() as conn:
-            version = schema_version(conn)
+            version, count_ = schema_version(conn), count_partitions(conn)
     finally:
         engine.dispose()
     if as_json:
-        print_json({"version": version})
+        print_json({"version": version, "partitions": count_})
     else:
-        show([Text(f"schema version {version}" + (f" in {path}" if path else ""))])
+        place = f" in {path}" if path else f", {count(count_, 'partition')}" if count_ else ""
+        show([Text(f"schema version {version}{place}")])
 
 
 def _plain(value: Any) -> Any:
@@ -167,13 +177,3 @@ def _plain(value: Any) -> Any:
         row = cast("dict[str, Any]", value)
         return {name: item.isoformat() if isinstance(item, datetime) else item for name, item in row.items()}
     return value
-
-
-_SIZE = re.compile(r"(\d{1,15})\s*([kmgt]?)i?b?", re.IGNORECASE)
-
-
-def _size(text: str) -> int:
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise InputError(f"--max-bytes is a size such as 500MB or 2GB, not {text!r:.40}")
-    return int(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " ")

@@ -13,30 +13,44 @@ from typing import Any
 from sqlalchemy import Connection, Engine, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from step_exporter.ddl import VERSION, VERSION_TABLE, VIEWS
-from step_exporter.errors import DatabaseError, SchemaError
+from step_exporter.ddl import VERSION, VERSION_TABLE, VIEWS, partitioned
+from step_exporter.errors import DatabaseError, InputError, SchemaError
 from step_exporter.models import Base
+from step_exporter.store.encryption import ensure_keys
+from step_exporter.store.privileges import how_to_grant
 
+MAX_PARTITIONS = 256
+"""PostgreSQL plans each statement over all of them."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 _LOCK_KEY = 0x73746570_65787072  # "stepexpr"
 
 
-def ensure_schema(engine: Engine) -> None:
+def ensure_schema(engine: Engine, partitions: int | None = None) -> None:
     """Create the tables, or bring them up to date. Costs a look at the version where they are current.
 
-    One process does it, others wait; it happens as a whole or not at all. Raises ``SchemaError``, having altered
-    nothing, if the tables were made by a newer version, or are somebody else's; ``DatabaseError`` if the database
-    refuses.
+    One process does it, others wait; it happens as a whole or not at all. ``partitions`` (PostgreSQL, for new tables
+    only): hash partitions by trace_id of each table of traces. Raises ``SchemaError``, having altered nothing, if the
+    tables were made by a newer version, are somebody else's or have not so many partitions; ``InputError`` for a number
+    that cannot be; ``DatabaseError`` if the database refuses.
     """
+    if partitions is not None:
+        check_partitions(engine.dialect.name, partitions)
     try:
         with engine.begin() as connection:
-            migrate(connection)
+            migrate(connection, partitions)
+            ensure_keys(connection)
+            if partitions is not None and partitions != count_partitions(connection):
+                raise SchemaError(
+                    "The tables are there already, and not in so many partitions: that is chosen once, for a new"
+                    " database. Make another one and bring the traces over: step-exporter export --format otlp, import."
+                )
     except DBAPIError as error:
-        raise DatabaseError(f"The tables of step_exporter cannot be made: {error.orig}") from error
+        why = f"{str(error.orig).strip()}.{how_to_grant(engine, error)}"
+        raise DatabaseError(f"The tables of step_exporter cannot be made: {why}") from error
 
 
-def migrate(connection: Connection) -> None:
+def migrate(connection: Connection, partitions: int | None = None) -> None:
     """``ensure_schema`` in the transaction of ``connection``, for callers that hold one (``run_sync``)."""
     if schema_version(connection) == VERSION:
         return
@@ -45,7 +59,8 @@ def migrate(connection: Connection) -> None:
     version = schema_version(connection)  # another process may have been faster
     if version is None:
         _refuse_strangers(connection)
-        Base.metadata.create_all(connection, checkfirst=False)
+        metadata = partitioned(Base.metadata, partitions) if partitions else Base.metadata
+        metadata.create_all(connection, checkfirst=False)
     elif version != VERSION:
         _refuse_newer(version)
         upgrade(connection, version)
@@ -68,6 +83,21 @@ def schema_version(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.scalar(select(Base.metadata.tables[VERSION_TABLE].c.version_num))
+
+
+def check_partitions(dialect: str, partitions: int) -> None:
+    """Raise ``InputError`` for a number of partitions that cannot be."""
+    if dialect != "postgresql":
+        raise InputError("partitions are for PostgreSQL")
+    if type(partitions) is not int or not 2 <= partitions <= MAX_PARTITIONS:
+        raise InputError(f"partitions are a number from 2 to {MAX_PARTITIONS}, not {partitions!r:.40}")
+
+
+def count_partitions(connection: Connection) -> int:
+    """How many hash partitions each table of traces has; 0 where they are plain ones."""
+    if connection.dialect.name != "postgresql":
+        return 0
+    return connection.scalar(text("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('traces')")) or 0
 
 
 def upgrade(connection: Connection, version: str | None) -> None:
