@@ -18,6 +18,11 @@ from typing import Any, NamedTuple
 MAX_NS = 2**63 - 1
 """The largest time that a signed 64-bit column holds (the year 2262); OTLP times are unsigned."""
 
+HAS_IS_REMOTE = 0x100
+"""In OTLP's flags of spans and links (``SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK``): whether the next bit means
+anything."""
+IS_REMOTE = 0x200
+
 AttributeValue = Any
 """None, bool, int, float, str, bytes, or a tuple or mapping of these (OTLP's AnyValue)."""
 
@@ -77,6 +82,7 @@ class Link(NamedTuple):
     attributes: Mapping[str, AttributeValue] = {}
     dropped_attributes: int = 0
     flags: int = 0
+    """As of OTLP: trace flags, and whether the other span is another process'."""
 
 
 class RawSpan(NamedTuple):

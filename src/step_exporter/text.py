@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from step_exporter.conventions.messages import _read_element as read_element  # pyright: ignore
 from step_exporter.facts import Content
@@ -47,6 +48,15 @@ def duration(ns: int | None) -> str:
 def tokens(prompt: int, completion: int) -> str:
     """Tokens in and out: ``1,204 → 88``."""
     return f"{prompt:,} → {completion:,}"
+
+
+def dollars(usd: Decimal) -> str:
+    """US dollars, to the cent from one on: ``$1,204.50``, ``$0.0412``, ``<$0.0001``."""
+    if not usd:
+        return "$0"
+    if usd < Decimal("0.0001"):
+        return "<$0.0001"
+    return f"${usd:,.{2 if usd >= 1 else 4}f}"
 
 
 def count(number: int, noun: str) -> str:

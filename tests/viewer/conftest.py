@@ -26,7 +26,12 @@ def serve() -> Iterator[Serve]:
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(
-        url: str, *, bodies: Bodies | None = None, names: tuple[str, ...] = (), host: str = "127.0.0.1"
+        url: str,
+        *,
+        bodies: Bodies | None = None,
+        names: tuple[str, ...] = (),
+        host: str = "127.0.0.1",
+        organization_id: str | None = None,
     ) -> Server:
         engine = create_sync_engine(url)
         with contextlib.suppress(DatabaseError):  # one that is away
@@ -37,7 +42,7 @@ def serve() -> Iterator[Serve]:
         port = sock.getsockname()[1]
         access = make_access(host, port, key=KEY, names=names)
         sessions = Sessions(access.key)
-        app = create_app(url, access, sessions, bodies=bodies)
+        app = create_app(url, access, sessions, bodies=bodies, organization_id=organization_id)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from viewer_server import Server
-from viewer_spans import START, agent_run
+from viewer_spans import SECOND, START, agent_run, document, span
 
 TRACE = f"{0xA1:032x}"
 JSON = {"Content-Type": "application/json"}
@@ -32,6 +32,23 @@ def test_runs_traces_messages_and_statistics(server: Server) -> None:
     assert (group["group"], group["count"]) == ({"model": "gpt-5", "agent": "helper"}, 2)
 
 
+def test_statistics_of_tools(server: Server) -> None:
+    tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "look"}
+    failed = {"status": {"code": 2, "message": "no"}}
+    server.send(agent_run(1))
+    server.send(document(span(2, 1, None, "execute_tool look", 50, 3, has=tool, **failed),
+                         span(2, 2, 1, "tools/call look", 51, 1, has={"mcp.method.name": "tools/call", **tool}),
+                         span(2, 3, None, "execute_tool buy", 52, 1, has=tool)))  # fmt: skip
+    buy, look = sorted(server.get("/api/stats/tools").json["items"], key=lambda item: item["tool"])
+    assert (look["tool"], look["count"], look["failed"], look["error_rate"]) == ("look", 2, 1, 0.5)
+    assert look["duration_ns"] == {"count": 2, "p50": SECOND, "p95": 3 * SECOND, "p99": 3 * SECOND}
+    assert (buy["tool"], buy["count"], buy["failed"]) == ("buy", 1, 0)
+    (later,) = server.get("/api/stats/tools?start_date=2023-11-14T22:14:12Z").json["items"]
+    assert later["tool"] == "buy"
+    assert server.get("/api/stats/tools?end_date=2023-11-14T22:13:20Z").json["items"] == []
+    assert server.get("/api/stats/tools?service_name=none").json["items"] == []
+
+
 def test_feedback_is_set_and_found(server: Server) -> None:
     server.send(agent_run())
     step = server.get("/api/steps").json["items"][0]
@@ -41,6 +58,16 @@ def test_feedback_is_set_and_found(server: Server) -> None:
     assert found["id"] == step["id"]
     for body in (b"", b"[]", b'{"feedback": "fine"}', b'{"feedback": {}}', b"{}"):
         assert server.ask("POST", path, body, JSON).status == 400
+
+
+def test_a_thousand_tags_and_times_far_away_can_be_asked_for(server: Server) -> None:
+    server.send(agent_run())
+    many = "&".join(f"tags_all=t{number}" for number in range(1000))
+    assert server.get(f"/api/steps?{many}").json["items"] == []
+    assert server.get(f"/api/steps?{many.replace('tags_all', 'tags')}").json["items"] == []
+    for path, found in (("/api/steps", 2), ("/api/stats/tools", 1)):
+        assert len(server.get(f"{path}?start_date=0001-01-02&end_date=9999-12-30").json["items"]) == found
+    assert server.get("/api/steps?start_date=0001-01-01T00:00:00%2B05:00").status == 400
 
 
 def test_wrong_questions_are_answered_with_a_reason(server: Server) -> None:

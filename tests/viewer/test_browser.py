@@ -76,7 +76,7 @@ def test_keys_lead_from_the_runs_to_a_step_and_back(page: Any, server: Server) -
         page.keyboard.press(key)
     page.keyboard.press("Enter")
     page.wait_for_selector("#detail >> text=What is it?")
-    assert page.url.endswith(f"?span={2:016x}")
+    assert page.url.endswith(f"?step={2:016x}")
     page.keyboard.press("Escape")
     page.wait_for_selector("#detail:empty", state="attached")
 
@@ -84,7 +84,7 @@ def test_keys_lead_from_the_runs_to_a_step_and_back(page: Any, server: Server) -
 def test_a_failed_step_says_why(page: Any, server: Server) -> None:
     server.send(agent_run(error="slow down"))
     page.goto(f"{server.base}/traces/{0xA1:032x}")
-    page.click(".row.failed >> text=chat")
+    page.click(".row.failed >> text=Step 2")
     page.wait_for_selector(".failure >> text=RateLimitError")
 
 
@@ -95,6 +95,35 @@ def test_feedback_is_given_with_a_click(page: Any, server: Server) -> None:
     page.wait_for_selector("button[aria-pressed=true] >> text=Good")
     with server.store() as store:
         assert store.step(f"{2:016x}", f"{0xA1:032x}").feedback == "positive"
+
+
+def test_tags_are_added_and_removed_where_the_step_is_shown(page: Any, server: Server) -> None:
+    server.send(agent_run())
+    page.goto(f"{server.base}/traces/{0xA1:032x}?step={2:016x}")
+    for tag in ("first", "second"):
+        page.fill("[name=add]", tag)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f".chip >> text={tag}")
+    page.click("[aria-label='Remove the tag first']")
+    page.wait_for_selector(".chip >> text=first", state="detached")
+    with server.store() as store:
+        assert store.step(f"{2:016x}", f"{0xA1:032x}").tags == ["second"]
+
+
+def test_ids_sql_and_command_lines_are_copied(browser: Any, server: Server) -> None:
+    server.send(agent_run())
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{server.base}/login?code={server.sessions.new_code()}")
+    page.goto(f"{server.base}/traces/{0xA1:032x}?step={2:016x}")
+    for button, said in {
+        "Copy trace id": f"{0xA1:032x}",
+        "SQL >> nth=0": f"SELECT * FROM steps WHERE trace_id = '{0xA1:032x}' ORDER BY created_at",
+        "CLI >> nth=1": f"step-exporter step {2:016x} --trace {0xA1:032x} --db '{server.url}'",
+    }.items():
+        page.click(f"button >> text={button}")
+        page.wait_for_function("said => navigator.clipboard.readText().then((text) => text === said)", arg=said)
+    context.close()
 
 
 def test_feedback_is_given_without_javascript(browser: Any, server: Server) -> None:
@@ -153,7 +182,7 @@ def test_a_long_trace_is_scrolled_through_with_few_lines_in_the_page(page: Any, 
     page.wait_for_selector("text=/^span 2$/")
 
 
-def test_what_a_span_says_is_never_run(page: Any, server: Server) -> None:
+def test_g3_what_a_span_says_is_never_run(page: Any, server: Server) -> None:
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     made = document(span(9, 1, None, evil, 0, 1, has={evil: evil, "gen_ai.operation.name": "invoke_agent",

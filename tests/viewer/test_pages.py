@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 
-from viewer_server import Server
+import pytest
+from viewer_server import Serve, Server
 from viewer_spans import agent_run, document, span
 
 from step_exporter.viewer.waterfall import CHUNK
@@ -56,9 +58,27 @@ def test_a_trace_is_drawn_to_scale(server: Server) -> None:
     server.send(agent_run())
     page = server.get(f"/traces/{TRACE[:31]}1").text
     assert "invoke_agent helper" in page
-    assert "step 2" in page
     assert '<rect class="own" x="25.000%" width="25.000%"' in page
     assert f"step-exporter trace {TRACE}" in page
+
+
+def test_a_step_that_no_span_is_has_a_line_of_its_own(server: Server) -> None:
+    server.send(agent_run())
+    page = server.get(f"/traces/{TRACE}?step={2:016x}").text
+    lines = re.findall(r'data-key="(\w+)=0*(\d)">\s*<span class="label d(\d)">', page)
+    assert lines == [("span", "1", "0"), ("step", "2", "1"), ("span", "2", "2"), ("span", "3", "2"),
+                     ("step", "4", "1"), ("span", "4", "2")]  # fmt: skip
+    assert "<h2>Step 1</h2>" in page
+    assert re.search(r'class="row step whole chosen" href="\?step=0*2"', page)
+
+
+def test_a_span_that_is_a_step_says_so_on_its_own_line(server: Server) -> None:
+    explicit = {"gen_ai.operation.name": "execute_event_loop_cycle", "event_loop.cycle_id": "c"}
+    server.send(document(span(7, 1, None, "execute_event_loop_cycle", 0, 2, has=explicit),
+                         span(7, 2, 1, "chat m", 0, 1, has={"gen_ai.operation.name": "chat"})))  # fmt: skip
+    page = server.get(f"/traces/{7:032x}").text
+    assert re.findall(r'data-key="(\w+=\w+)"', page) == [f"span={1:016x}", f"span={2:016x}"]
+    assert '<span class="chip step">step 1</span>' in page
 
 
 def test_a_step_is_shown_in_full_beside_it(server: Server) -> None:
@@ -66,10 +86,21 @@ def test_a_step_is_shown_in_full_beside_it(server: Server) -> None:
     page = server.get(f"/traces/{TRACE}?span={2:016x}").text
     assert "What is it?" in page
     assert "1,000,000,000 ns" in page
-    failed = server.get(f"/traces/{TRACE}/spans/{4:016x}").text
+    failed = server.get(f"/traces/{TRACE}/detail?step={4:016x}").text
     assert "RateLimitError" in failed
     assert "gen_ai.request.model" in failed
-    assert server.get(f"/traces/{TRACE}/spans/{9:016x}").status == 404
+    assert "2023-11-14 22:13:22.000 UTC" in failed
+    assert "1700000002000000000 ns" in failed
+    assert server.get(f"/traces/{TRACE}/detail?span={9:016x}").status == 404
+    assert server.get(f"/traces/{TRACE}/detail").status == 400
+
+
+def test_a_run_is_shown_in_full_beside_its_agent(server: Server) -> None:
+    server.send(agent_run())
+    detail = server.get(f"/traces/{TRACE}/detail?span={1:016x}").text
+    assert "4,000,000,000 ns" in detail
+    assert "200 → 40" in detail
+    assert "<code>run-" in detail
 
 
 def test_what_is_odd_is_said(server: Server) -> None:
@@ -81,17 +112,17 @@ def test_what_is_odd_is_said(server: Server) -> None:
     assert "The root of the trace is missing." in page
     assert "in a circle" in page
     assert "clocks differ" in page
-    assert page.count("data-span=") == 4
+    assert page.count("data-key=") == 4
 
 
 def test_long_traces_come_in_chunks(server: Server) -> None:
     server.send(document(*(span(6, at, None if at == 1 else 1, f"s{at}", at, 1) for at in range(1, 451))))
     page = server.get(f"/traces/{6:032x}").text
-    assert page.count("data-span=") == CHUNK
+    assert page.count("data-key=") == CHUNK
     rest = server.get(f"/traces/{6:032x}/lines?from={2 * CHUNK}").text
-    assert rest.count("data-span=") == 50
+    assert rest.count("data-key=") == 50
     shared = server.get(f"/traces/{6:032x}?span={450:016x}").text
-    assert f'data-span="{450:016x}"' in shared
+    assert f'data-key="span={450:016x}"' in shared
     assert server.get(f"/traces/{6:032x}/lines?from=x").status == 400
 
 
@@ -113,8 +144,56 @@ def test_feedback_is_set_by_the_form_and_taken_back(server: Server) -> None:
         assert server.ask("POST", f"/traces/{TRACE}/feedback", body, form).status == 303
         with server.store() as store:
             assert store.step(step.id).feedback == kept
-        pressed = server.get(f"/traces/{TRACE}/spans/{step.span_id}").text
+        pressed = server.get(f"/traces/{TRACE}/detail?step={step.span_id}").text
         assert re.search(f'value="{given}" aria-pressed="true"', pressed)
+
+
+def test_tags_are_added_and_removed_by_the_form(server: Server) -> None:
+    server.send(agent_run())
+    with server.store() as store:
+        step = store.steps().items[0]
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": server.base}
+    which = f"step_id={step.id}&span_id={step.span_id}&kind=step"
+    changes = [("add=good", ["good"]), ("add=%20a%20b%20", ["a b", "good"]), ("add=good", ["a b", "good"]),
+               ("remove=good", ["a b"]), ("remove=nothing", ["a b"]), ("add=", ["a b"])]  # fmt: skip
+    for change, kept in changes:
+        answer = server.ask("POST", f"/traces/{TRACE}/tags", f"{which}&{change}", form)
+        assert (answer.status, answer.headers["location"]) == (303, f"/traces/{TRACE}?step={step.span_id}")
+        with server.store() as store:
+            assert store.step(step.id).tags == kept
+    page = server.get(f"/traces/{TRACE}?step={step.span_id}").text
+    assert '<span class="chip">a b<button name="remove" value="a b"' in page
+    elsewhere = {**form, "Origin": "http://evil.test"}
+    assert server.ask("POST", f"/traces/{TRACE}/tags", f"{which}&add=evil", elsewhere).status == 403
+    for wrong in (f"{which}&add={'x' * 101}", "step_id=", "\xff"):
+        assert server.ask("POST", f"/traces/{TRACE}/tags", wrong, form).status in (400, 404)
+
+
+def test_cost_is_shown_where_there_is_a_price_table(server: Server) -> None:
+    server.send(agent_run(1, model="gpt-4o"))
+    server.send(agent_run(2, model="my-own-model"))
+    runs = server.get("/").text
+    assert ">$0.0009</td>" in runs  # 200 tokens in at $2.50, 40 out at $10 a million
+    assert 'title="2 steps: no price for my-own-model">–</td>' in runs
+    assert "$0.0009" in server.get(f"/traces/{1:032x}").text
+    assert 'title="0.00045 US dollars">$0.0004' in server.get(f"/traces/{1:032x}/detail?step={2:016x}").text
+    assert "$0.0009" in server.get(f"/traces/{1:032x}/detail?span={1:016x}").text
+    statistics = server.get("/stats").text
+    assert 'title="2 steps: no price for my-own-model">$0.0009+</dd>' in statistics
+    assert "Cost over time, at most $0.0004" in statistics
+    costs = {item["group"]["model"]: item["cost_usd"] for item in server.get("/api/stats?by=model").json["items"]}
+    assert costs == {"gpt-4o": 0.0009, "my-own-model": None}
+
+
+def test_without_a_price_table_there_is_no_word_of_cost(
+    serve: Serve, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "genai_prices", None)
+    server = serve(sqlite_url)
+    server.send(agent_run(model="gpt-4o"))
+    paths = ("/", "/stats", f"/traces/{TRACE}?step={2:016x}", f"/traces/{TRACE}?span={1:016x}")
+    assert not [path for path in paths if "Cost" in server.get(path).text]
+    assert server.get("/api/stats?by=model").json["items"][0]["cost_usd"] is None
 
 
 def test_statistics_are_exact(server: Server) -> None:

@@ -25,7 +25,7 @@ def test_every_page_reads_both_engines(serve: Serve, database_url: str) -> None:
     assert server.get(f"/traces/{0xB2:032x}").status == 404
 
 
-def test_a_statement_is_given_up_at_its_deadline(server: Server) -> None:
+def test_g2_a_statement_is_given_up_at_its_deadline(server: Server) -> None:
     server.send(document(*(span(1, at, None, f"chat {at}", at, 1) for at in range(1, 5000))))
     with PageStore(server.url, deadline_s=-1) as store, pytest.raises(DatabaseError, match="interrupted"):
         store.outline(f"{1:032x}")
@@ -42,7 +42,7 @@ def test_reading_does_not_change_the_file(server: Server) -> None:
     assert path.read_bytes() == before
 
 
-def test_pages_are_whole_while_spans_come_and_traces_go(server: Server) -> None:
+def test_g14_pages_are_whole_while_spans_come_and_traces_go(server: Server) -> None:
     server.send(agent_run(1))
     answers: list[int] = []
     done = threading.Event()

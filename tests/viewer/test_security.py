@@ -18,7 +18,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.mark.parametrize("host", ["evil.test", "evil.test:{port}", "127.0.0.1", "127.0.0.1:1", "0.0.0.0:{port}",
                                   "localhost:{port}@evil.test", "localhost.evil.test:{port}", "[::]:1"])  # fmt: skip
-def test_names_that_are_not_ours_are_refused(server: Server, host: str) -> None:
+def test_g5_names_that_are_not_ours_are_refused(server: Server, host: str) -> None:
     for path in ("/", "/login", "/static/app.js", "/api/steps"):
         assert server.get(path, Host=host.format(port=server.port)).status == 403
     assert server.send(agent_run(), Host=host.format(port=server.port)).status == 403
@@ -29,7 +29,7 @@ def test_loopback_has_three_names(server: Server, host: str) -> None:
     assert server.get("/", Host=host.format(port=server.port)).status == 200
 
 
-def test_a_missing_or_a_second_host_is_refused(server: Server) -> None:
+def test_g5_a_missing_or_a_second_host_is_refused(server: Server) -> None:
     for lines in ("", f"Host: 127.0.0.1:{server.port}\r\nHost: evil.test\r\n"):
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
             sock.sendall(f"GET / HTTP/1.0\r\n{lines}\r\n".encode())
@@ -44,7 +44,7 @@ def test_further_names_can_be_allowed(serve: Serve, sqlite_url: str) -> None:
 
 
 @pytest.mark.parametrize("origin", [EVIL, "null", "http://localhost", "http://localhost:1", "https://127.0.0.1"])
-def test_other_origins_are_refused_and_no_answer_allows_them(server: Server, origin: str) -> None:
+def test_g6_other_origins_are_refused_and_no_answer_allows_them(server: Server, origin: str) -> None:
     for method, path in (
         ("GET", "/live/runs"),
         ("GET", "/api/steps"),
@@ -64,7 +64,7 @@ def test_a_page_of_another_site_cannot_load_parts_but_can_link(server: Server) -
     assert server.ask("GET", "/", headers=linked).status == 200
 
 
-def test_a_websocket_is_refused(server: Server) -> None:
+def test_g6_a_websocket_is_refused(server: Server) -> None:
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     upgrade |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Origin": EVIL}
     assert server.ask("GET", "/live/runs", headers=upgrade).status >= 400
@@ -79,7 +79,7 @@ def test_without_the_key_pages_ask_for_it_and_the_api_says_401(server: Server) -
     assert server.ask("GET", "/api/steps", headers={"X-Api-Key": KEY}, key=False).status == 200
 
 
-def test_a_link_works_once_and_leaves_no_token_in_the_address(server: Server) -> None:
+def test_g8_a_link_works_once_and_leaves_no_token_in_the_address(server: Server) -> None:
     link = f"/login?code={server.sessions.new_code()}"
     answer = server.ask("GET", link, key=False)
     assert (answer.status, answer.headers["location"]) == (303, "/")
@@ -119,7 +119,7 @@ def test_a_session_is_good_on_every_replica_with_the_key_and_on_no_other() -> No
     assert not Sessions("another-key-of-length").is_session(session)
 
 
-def test_with_a_session_alone_nothing_is_changed_without_an_origin(server: Server) -> None:
+def test_g6_with_a_session_alone_nothing_is_changed_without_an_origin(server: Server) -> None:
     session = {"Cookie": f"{COOKIE}={server.sessions.new_session()}", **JSON}
     path = "/api/steps/x/feedback"
     body = b'{"feedback": "positive"}'
@@ -128,7 +128,7 @@ def test_with_a_session_alone_nothing_is_changed_without_an_origin(server: Serve
     assert server.ask("POST", path, body, {**session, "Origin": server.base}, key=False).status in (404, 503)
 
 
-def test_beyond_loopback_a_key_is_needed_to_start() -> None:
+def test_g7_beyond_loopback_a_key_is_needed_to_start() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.com"):
         with pytest.raises(ConfigurationError, match="STEP_EXPORTER_TOKEN"):
             make_access(host, 4318)
@@ -161,7 +161,7 @@ def test_every_answer_says_what_the_browser_may_do(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["../app.py", "%2e%2e/app.py", "..%2fapp.py", "....//app.py", "%5c..%5capp.py",
                                   "/etc/passwd", "%00", "..%5c..%5capp.py"])  # fmt: skip
-def test_nothing_but_static_files_is_served(server: Server, path: str) -> None:
+def test_g4_nothing_but_static_files_is_served(server: Server, path: str) -> None:
     assert server.get(f"/static/{path}").status == 404
 
 
@@ -176,7 +176,7 @@ INJECTIONS = (
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_sql_in_a_parameter_is_only_text(server: Server, text: str) -> None:
+def test_g1_sql_in_a_parameter_is_only_text(server: Server, text: str) -> None:
     server.send(agent_run())
     names = ("q", "agent", "service", "status", "since", "after")
     paths = [f"/?{name}={quote(text)}" for name in names] + [f"/stats?since={quote(text)}"]

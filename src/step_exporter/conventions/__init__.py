@@ -21,6 +21,7 @@ from step_exporter.conventions import (
     letta,
     litellm,
     logfire,
+    logs,
     messages,
     mlflow,
     native,
@@ -44,6 +45,7 @@ _BESIDES_GENAI = frozenset[str]().union(
     openllmetry.MARKERS,
     logfire.MARKERS,
     letta.MARKERS,
+    logs.MARKERS,
 )
 _GENAI_ONLY = (genai,)
 _SCOPES = frozenset({litellm.SCOPE, logfire.SCOPE, frameworks.ADK})
@@ -85,6 +87,9 @@ def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
         native.fill_from_resource(raw, draft)
         if draft.role is Role.LLM or draft.role is Role.AGENT:
             _fill_messages(raw, contents, draft)
+        elif draft.convention == logs.CONVENTION:
+            taken = content.take_apart(raw) if contents is None else contents
+            draft.input_messages, draft.output_messages = logs.read_messages(raw, taken)
     failures.fill(raw, draft)
     return freeze(raw, draft)
 
@@ -96,6 +101,8 @@ def _named(name: str) -> bool:
 def _present(raw: RawSpan) -> list[ModuleType]:
     """The vocabularies that a span speaks, by priority."""
     attributes = raw.attributes
+    if logs.MARKER in attributes:
+        return [logs]
     if "logfire.span_type" in attributes and logfire.is_pending(raw):
         return [logfire]  # a marker carries the attributes of the span that has begun, and is not that span
     found: list[ModuleType] = []
@@ -133,10 +140,4 @@ def _fill_messages(raw: RawSpan, contents: Contents | None, draft: Draft) -> Non
         contents = content.take_apart(raw)
     draft.input_messages, draft.output_messages = messages.read_messages(raw, contents)
     if draft.role is Role.LLM and not draft.asked_call_ids:
-        draft.asked_call_ids = tuple(
-            call.id
-            for message in draft.output_messages
-            for call in message.tool_calls
-            # OpenLLMetry gives the item's id of a Responses API call (fc_…), which no tool ever carries
-            if call.id and not call.id.startswith("fc_")
-        )
+        draft.asked_call_ids = messages.asked_call_ids(draft.output_messages)

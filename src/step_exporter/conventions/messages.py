@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from step_exporter.conventions.content import Contents, chain, edges, element_text
@@ -140,7 +140,7 @@ def read_messages(raw: RawSpan, contents: Contents) -> tuple[tuple[Message, ...]
     if not any(message.role == "system" for message in prompt):
         prompt = _system(contents) + prompt
     prompt = _merged(prompt)
-    return _named(prompt, ()), _named(_answer(_merged(answer)), prompt)
+    return with_tool_names(prompt, ()), with_tool_names(_answer(_merged(answer)), prompt)
 
 
 def _first(
@@ -526,7 +526,15 @@ def _answer(messages: list[Message]) -> list[Message]:
     return messages[last:]
 
 
-def _named(messages: list[Message], before: list[Message] | tuple[Message, ...]) -> tuple[Message, ...]:
+def asked_call_ids(answer: Iterable[Message]) -> tuple[str, ...]:
+    """The ids of the tool calls that an answer asks for, in order."""
+    # OpenLLMetry gives the item's id of a Responses API call (fc_…), which no tool ever carries
+    return tuple(
+        call.id for message in answer for call in message.tool_calls if call.id and not call.id.startswith("fc_")
+    )
+
+
+def with_tool_names(messages: Sequence[Message], before: Sequence[Message]) -> tuple[Message, ...]:
     """The messages, tool messages with the name of the tool that was called."""
     names = {call.id: call.name for m in (*before, *messages) for call in m.tool_calls if call.id}
     return tuple(

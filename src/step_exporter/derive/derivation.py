@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from step_exporter.derive import ids
+from step_exporter.derive.logs import Logs
 from step_exporter.derive.loop import Loop, by_order
 from step_exporter.derive.messages import MessageTree, Source
 from step_exporter.derive.requests import closest_to_wire
@@ -27,6 +28,7 @@ class Derivation:
     def __init__(self, trace_id: str) -> None:
         self.trace_id = trace_id
         self._loop = Loop()
+        self._logs = Logs()
         self._runs: dict[str, RunState] = {}
         self._annotations: dict[str, dict[str, Annotation]] = {}
         self._deleted_steps: set[str] = set()
@@ -63,7 +65,7 @@ class Derivation:
                 annotated.append(fact.span_id)
             else:
                 self._delete(fact)
-        self._loop.take(spans)
+        self._loop.take(self._logs.merge(spans, self._loop.tree.nodes))
         for span_id in annotated:
             self._loop.doubt(span_id)
         changes = self._changes()

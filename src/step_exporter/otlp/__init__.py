@@ -1,4 +1,4 @@
-"""OTLP traces to ``RawSpan`` and back: JSON, protobuf and files.
+"""OTLP traces to ``RawSpan`` and back: JSON, protobuf and files; and the log records that carry message content.
 
 https://opentelemetry.io/docs/specs/otlp/ and opentelemetry-proto's ``trace.proto`` say what the fields mean.
 """
@@ -8,6 +8,15 @@ from __future__ import annotations
 from step_exporter.otlp.decode import Problem, decode_json
 from step_exporter.otlp.encode import encode_json
 from step_exporter.otlp.files import read_file
+from step_exporter.otlp.logs import decode_logs_json, decode_logs_protobuf
 from step_exporter.otlp.protobuf import decode_protobuf
 
-__all__ = ["Problem", "decode_json", "decode_protobuf", "encode_json", "read_file"]
+__all__ = [
+    "Problem",
+    "decode_json",
+    "decode_logs_json",
+    "decode_logs_protobuf",
+    "decode_protobuf",
+    "encode_json",
+    "read_file",
+]

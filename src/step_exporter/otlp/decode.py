@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 
 from step_exporter.errors import InputError
-from step_exporter.facts import AttributeValue, Event, Link, RawSpan, Resource, Scope
+from step_exporter.facts import HAS_IS_REMOTE, IS_REMOTE, AttributeValue, Event, Link, RawSpan, Resource, Scope
 
 TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
@@ -24,10 +24,6 @@ SPAN_ID = re.compile(r"(?!0{16})[0-9a-f]{16}")
 KINDS = ("internal", "internal", "server", "client", "producer", "consumer")
 """By SpanKind's number; 0 (unspecified) is to be read as internal, says ``trace.proto``."""
 STATUS_CODES = ("unset", "ok", "error")
-
-HAS_IS_REMOTE = 0x100
-"""``SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK``: whether the next bit means anything."""
-IS_REMOTE = 0x200
 
 OTHER_SIGNALS = frozenset({"resourceLogs", "resourceMetrics", "resourceProfiles"})
 """What the Collector's file exporter may write into the same file."""

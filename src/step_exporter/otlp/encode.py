@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import orjson
 
-from step_exporter.facts import AttributeValue, Event, Link, RawSpan
-from step_exporter.otlp.decode import HAS_IS_REMOTE, IS_REMOTE, KINDS, STATUS_CODES
+from step_exporter.facts import HAS_IS_REMOTE, IS_REMOTE, AttributeValue, Event, Link, RawSpan
+from step_exporter.otlp.decode import KINDS, STATUS_CODES
 
 Json = dict[str, Any]
 

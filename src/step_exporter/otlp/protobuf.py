@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from step_exporter.errors import ConfigurationError, InputError
-from step_exporter.facts import AttributeValue, Event, Link, RawSpan, Resource, Scope
-from step_exporter.otlp.decode import HAS_IS_REMOTE, IS_REMOTE, KINDS, SPAN_ID, STATUS_CODES, TRACE_ID, Problem
+from step_exporter.facts import HAS_IS_REMOTE, IS_REMOTE, AttributeValue, Event, Link, RawSpan, Resource, Scope
+from step_exporter.otlp.decode import KINDS, SPAN_ID, STATUS_CODES, TRACE_ID, Problem
 
 if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, cast
@@ -21,13 +21,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from step_exporter.errors import InputError
+from step_exporter.facts import MAX_NS
 from step_exporter.store.filters import RunFilter, StepFilter
-from step_exporter.store.query import StepStore
 from step_exporter.store.records import MessageRecord, Record, RunRecord, StepMetricsRecord, StepRecord
-from step_exporter.store.statistics import Group
+from step_exporter.store.statistics import GROUPS, Group
+from step_exporter.store.tools import ToolStatsRecord
 from step_exporter.viewer.body import Bodies, BodyError
+from step_exporter.viewer.reading import PageStore
 
 Json = dict[str, Any]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class Parameter(NamedTuple):
@@ -43,6 +48,10 @@ class Parameter(NamedTuple):
 _TEXT: Json = {"type": "string"}
 _MANY: Json = {"type": "array", "items": {"type": "string"}}
 _BOOL: Json = {"type": "boolean"}
+_TRACE: Json = {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}
+_TRACE_PREFIX: Json = {"type": "string", "pattern": "^[0-9a-fA-F]{4,32}$"}
+_TRACES: Json = {"type": "array", "items": _TRACE}
+_GROUPS: Json = {"type": "array", "items": {"enum": list(GROUPS)}}
 _TIME: Json = {"type": "string", "format": "date-time"}
 _PAGE = (
     Parameter("after", None, _TEXT, "The `next` of the page before."),
@@ -56,7 +65,7 @@ _TIMES = (
 _STEP_PARAMETERS = (
     *_PAGE,
     *_TIMES,
-    Parameter("trace_ids", "trace_ids", _MANY, "Whole trace ids, each as a parameter of its own."),
+    Parameter("trace_ids", "trace_ids", _TRACES, "Whole trace ids, at most 1,000, each as a parameter of its own."),
     Parameter("run_id", "run_id", _TEXT, ""),
     Parameter("agent_id", "agent_id", _TEXT, ""),
     Parameter("agent_name", "agent_name", _TEXT, ""),
@@ -76,7 +85,7 @@ _STEP_PARAMETERS = (
 _RUN_PARAMETERS = (
     *_PAGE,
     *_TIMES,
-    Parameter("trace_ids", "trace_ids", _MANY, "Whole trace ids, each as a parameter of its own."),
+    Parameter("trace_ids", "trace_ids", _TRACES, "Whole trace ids, at most 1,000, each as a parameter of its own."),
     Parameter("run_id", "run_id", _TEXT, ""),
     Parameter("parent_run_id", "parent_run_id", _TEXT, ""),
     Parameter("top_level", "top_level", _BOOL, "Only runs without a parent run, or only those with one."),
@@ -90,16 +99,17 @@ _RUN_PARAMETERS = (
     Parameter("service_name", "service_name", _TEXT, ""),
 )
 _STATS_PARAMETERS = (
-    Parameter("by", None, _MANY, "model, provider, agent, run, status, service, hour or day; several are combined."),
+    Parameter("by", None, _GROUPS, "Several are combined."),
     *(each for each in _STEP_PARAMETERS if each not in _PAGE),
 )
-_TRACE_ID = Parameter("trace_id", None, _TEXT, "The trace, if several have such a step; may be cut to a prefix.")
+_TOOL_PARAMETERS = (*_TIMES, Parameter("service_name", "service_name", _TEXT, ""))
+_TRACE_ID = Parameter("trace_id", None, _TRACE_PREFIX, "The trace, or its beginning, if several have such a step.")
 
 
 class Api:
     """Handlers of the API. All run in threads."""
 
-    def __init__(self, store: StepStore, forms: Bodies) -> None:
+    def __init__(self, store: PageStore, forms: Bodies) -> None:
         self._store = store
         self._forms = forms
 
@@ -146,10 +156,21 @@ class Api:
         return _answer({"items": _messages(self._store.messages(request.path_params["trace_id"]))})
 
     def stats(self, request: Request) -> Response:
-        """Counts, percentiles and tokens of steps, by groups."""
+        """Counts, percentiles, tokens and, where ``genai-prices`` is installed, cost of steps, by groups."""
         which = StepFilter(**_filter(request, _STATS_PARAMETERS))
         by = cast("list[Group]", request.query_params.getlist("by"))
-        return _answer({"items": [record.to_dict(js=True) for record in self._store.stats(by, which)]})
+        found = self._store.stats(by, which, cost=self._store.price is not None)
+        return _answer({"items": [record.to_dict(js=True) for record in found]})
+
+    def tool_stats(self, request: Request) -> Response:
+        """Counts, error rates and percentiles of tool calls, by tool."""
+        given = _filter(request, _TOOL_PARAMETERS)
+        after, before = (
+            None if moment is None else _ns(moment)
+            for moment in (given.get("started_after"), given.get("started_before"))
+        )
+        found = self._store.tool_stats(after, before, given.get("service_name"))
+        return _answer({"items": [record.to_dict(js=True) for record in found]})
 
     async def feedback(self, request: Request) -> Response:
         """Set or take back what somebody thinks of a step."""
@@ -179,6 +200,7 @@ OPERATIONS: tuple[tuple[str, str, str, tuple[Parameter, ...], Json], ...] = (
     ("/steps/{step_id}/metrics", "metrics", "Its metrics.", (_TRACE_ID,), {"one": "StepMetrics"}),
     ("/steps/{step_id}/messages", "step_messages", "The messages it added.", (_TRACE_ID,), {"items": "Message"}),
     ("/stats", "stats", "Counts, error rates, percentiles, tokens of steps.", _STATS_PARAMETERS, {"items": "Stats"}),
+    ("/stats/tools", "tool_stats", "The same of tool calls, by tool.", _TOOL_PARAMETERS, {"items": "ToolStats"}),
     ("/runs", "runs", "A page of runs, newest first.", _RUN_PARAMETERS, {"page": "Run"}),
     ("/traces/{trace_id}", "trace", "All of a trace: runs, steps, spans, messages, tree.", (), {"one": "Trace"}),
     ("/traces/{trace_id}/messages", "trace_messages", "The messages of a trace.", (), {"items": "Message"}),
@@ -191,6 +213,11 @@ def check_feedback(value: Any) -> Literal["positive", "negative"] | None:
     if value in ("positive", "negative", None):
         return value
     raise InputError(f"feedback is positive, negative or nothing, not {value!r:.40}")
+
+
+def _ns(moment: datetime) -> int:
+    """Nanoseconds since the Unix epoch; what lies beyond their columns is their beginning or end."""
+    return min(max((moment - _EPOCH) // _MICROSECOND * 1000, 0), MAX_NS)
 
 
 def _messages(found: tuple[MessageRecord, ...]) -> list[Json]:
@@ -213,7 +240,7 @@ def _filter(request: Request, parameters: tuple[Parameter, ...]) -> dict[str, An
     for name, parameter in known.items():
         if parameter.field is not None and name in request.query_params:
             values = request.query_params.getlist(name)
-            found[parameter.field] = values if parameter.schema is _MANY else _value(parameter, values[-1])
+            found[parameter.field] = values if parameter.schema["type"] == "array" else _value(parameter, values[-1])
     return found
 
 
@@ -258,7 +285,7 @@ def openapi() -> Json:
                 "operationId": name,
                 "summary": summary,
                 "parameters": [
-                    *({"name": each, "in": "path", "required": True, "schema": _TEXT} for each in of_path),
+                    *({"name": each, "in": "path", "required": True, "schema": _OF_PATH[each]} for each in of_path),
                     *(
                         {"name": each.name, "in": "query", "schema": each.schema, "description": each.description}
                         for each in parameters
@@ -276,7 +303,7 @@ def openapi() -> Json:
             "summary": "Set what somebody thinks of a step; null takes it back.",
             "parameters": [
                 {"name": "step_id", "in": "path", "required": True, "schema": _TEXT},
-                {"name": "trace_id", "in": "query", "schema": _TEXT, "description": _TRACE_ID.description},
+                {"name": "trace_id", "in": "query", "schema": _TRACE_PREFIX, "description": _TRACE_ID.description},
             ],
             "requestBody": {"required": True, "content": {"application/json": {"schema": _FEEDBACK}}},
             "responses": {"200": _json("What is set now.", {"type": "object"}), **_error_answers()},
@@ -296,6 +323,7 @@ def openapi() -> Json:
                 "Message": _record(MessageRecord),
                 "Trace": {"type": "object", "properties": {"trace_id": _TEXT}, "required": ["trace_id"]},
                 "Stats": {"type": "object"},
+                "ToolStats": _record(ToolStatsRecord),
                 "Error": {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]},
             },
         },
@@ -306,6 +334,7 @@ def _error_answers() -> Json:
     return {status: _json(words, {"$ref": "#/components/schemas/Error"}) for status, words in _ERRORS.items()}
 
 
+_OF_PATH = {"step_id": _TEXT, "trace_id": _TRACE_PREFIX}
 _FEEDBACK: Json = {
     "type": "object",
     "properties": {"feedback": {"enum": ["positive", "negative", None]}},

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 
-from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,8 +18,9 @@ from starlette.staticfiles import StaticFiles
 
 from step_exporter.errors import AmbiguousIdError, DatabaseError, InputError, NotFoundError, StepExporterError
 from step_exporter.store.engine import DatabaseURL, display_url
-from step_exporter.viewer.api import Api, check_feedback
+from step_exporter.viewer.api import Api
 from step_exporter.viewer.body import Bodies, BodyError
+from step_exporter.viewer.edits import Edits
 from step_exporter.viewer.live import Live
 from step_exporter.viewer.pages import Pages, safe_path
 from step_exporter.viewer.reading import PageStore
@@ -33,7 +32,14 @@ _log = logging.getLogger(__name__)
 _MAX_FORM = 16 * 1024
 
 
-def create_app(url: DatabaseURL, access: Access, sessions: Sessions, *, bodies: Bodies | None = None) -> Starlette:
+def create_app(
+    url: DatabaseURL,
+    access: Access,
+    sessions: Sessions,
+    *,
+    bodies: Bodies | None = None,
+    organization_id: str | None = None,
+) -> Starlette:
     """The app over one database.
 
     Args:
@@ -41,13 +47,15 @@ def create_app(url: DatabaseURL, access: Access, sessions: Sessions, *, bodies: 
         access: Who may talk to it.
         sessions: Of browsers; made with the key of ``access``.
         bodies: Limits on what is received.
+        organization_id: The only one whose steps the pages and the API show and change. Spans are taken of all.
     """
-    store = PageStore(url)
+    store = PageStore(url, organization_id=organization_id)
     receiver = Receiver(url, bodies)
     pages = Pages(store, display_url(url))
     live = Live(pages)
     forms = Bodies(_MAX_FORM)
     api = Api(store, forms)
+    edits = Edits(store, forms)
 
     async def login(request: Request) -> Response:
         next_path = safe_path(request.query_params.get("next", "/"))
@@ -67,21 +75,6 @@ def create_app(url: DatabaseURL, access: Access, sessions: Sessions, *, bodies: 
         if not sessions.matches(form.get("key", [""])[0].strip()):
             return pages.login("That is not the key.", next_path, 403)
         return _with_session(RedirectResponse(next_path, 303), request, sessions)
-
-    async def feedback(request: Request) -> Response:
-        """A form of the trace page: what a person thinks of a step."""
-        try:
-            async with forms.read(request) as body:
-                form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
-        except (BodyError, ValueError) as error:
-            raise InputError(f"the form cannot be read: {error}") from None
-        given = {name: values[-1] for name, values in form.items()}
-        trace_id = request.path_params["trace_id"]
-        value = check_feedback(given.get("feedback") or None)
-        await to_thread.run_sync(
-            partial(store.feedback, given.get("step_id", ""), value, trace_id=trace_id, by="viewer")
-        )
-        return RedirectResponse(f"/traces/{trace_id}?{urlencode({'span': given.get('span_id', '')})}", 303)
 
     def failed(request: Request, error: Exception) -> Response:
         status, title = _meaning(error)
@@ -111,15 +104,16 @@ def create_app(url: DatabaseURL, access: Access, sessions: Sessions, *, bodies: 
             Route("/", pages.runs),
             Route("/traces/{trace_id:str}", pages.trace),
             Route("/traces/{trace_id:str}/lines", pages.lines),
-            Route("/traces/{trace_id:str}/spans/{span_id:str}", pages.span),
-            Route("/traces/{trace_id:str}/feedback", feedback, methods=["POST"]),
+            Route("/traces/{trace_id:str}/detail", pages.detail),
+            Route("/traces/{trace_id:str}/feedback", edits.feedback, methods=["POST"]),
+            Route("/traces/{trace_id:str}/tags", edits.tags, methods=["POST"]),
             Route("/stats", pages.stats),
             Route("/live/runs", live.runs),
             Route("/live/traces/{trace_id:str}", live.trace),
             Route("/login", login, methods=["GET", "POST"]),
             Route("/v1/traces", receiver.traces, methods=["POST"]),
             Route("/v1/metrics", receiver.discard, methods=["POST"]),
-            Route("/v1/logs", receiver.discard, methods=["POST"]),
+            Route("/v1/logs", receiver.logs, methods=["POST"]),
             *api.routes(),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
         ],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple
 
-from step_exporter.text import duration
-from step_exporter.viewer.reading import StepSample, ToolSample
+from step_exporter.store.cost import CostSum
+from step_exporter.text import dollars, duration
+from step_exporter.viewer.reading import StepSample
 
 BUCKETS = 40
 WIDTH, HEIGHT = 600, 140
@@ -42,7 +44,7 @@ class Plot(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A row of a table of statistics. Durations are of the whole step, or of the tool."""
+    """A row of a table of statistics. Durations are of the whole step."""
 
     name: str
     number: int
@@ -53,6 +55,8 @@ class Group(NamedTuple):
     llm_p50: int | None
     prompt_tokens: int
     completion_tokens: int
+    cost: CostSum | None
+    """None without a price table."""
     share: str
     """Its count beside the largest, in per cent."""
 
@@ -65,6 +69,11 @@ class Group(NamedTuple):
 def percent(part: int, whole: int) -> str:
     """``2.5 %``."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def share(part: int, most: int) -> str:
+    """How long the bar of a count is beside that of the largest."""
+    return f"{100 * part / most:.1f}%"
 
 
 def percentile(values: Sequence[int], q: float) -> int | None:
@@ -87,19 +96,13 @@ def total(samples: Sequence[StepSample]) -> Group:
     return _group("all", samples, max(len(samples), 1))
 
 
-def by_tool(samples: Sequence[ToolSample]) -> list[Group]:
-    """Statistics of tool calls by the name of their span."""
-    groups: dict[str, list[ToolSample]] = {}
+def _cost(samples: Sequence[StepSample]) -> CostSum | None:
+    total = CostSum()
     for sample in samples:
-        groups.setdefault(sample.name.removeprefix("execute_tool "), []).append(sample)
-    most = max(map(len, groups.values()), default=1)
-    found: list[Group] = []
-    for name, group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        took = sorted(each.duration_ns for each in group if each.duration_ns is not None)
-        failed = sum(each.failed for each in group)
-        marks = (percentile(took, 0.5), percentile(took, 0.95), percentile(took, 0.99))
-        found.append(Group(name, len(group), failed, *marks, None, 0, 0, f"{100 * len(group) / most:.1f}%"))
-    return found
+        if sample.cost is None:
+            return None
+        total.add(sample.cost)
+    return total
 
 
 def _group(name: str, samples: Sequence[StepSample], most: int) -> Group:
@@ -115,12 +118,13 @@ def _group(name: str, samples: Sequence[StepSample], most: int) -> Group:
         percentile(llm, 0.5),
         sum(each.prompt_tokens for each in samples),
         sum(each.completion_tokens for each in samples),
-        f"{100 * len(samples) / most:.1f}%",
+        _cost(samples),
+        share(len(samples), most),
     )
 
 
 def plots(samples: Sequence[StepSample], since_ns: int | None, now_ns: int) -> list[Plot]:
-    """Steps, tokens and times over time."""
+    """Steps, tokens, times and, with a price table, cost over time."""
     if not samples:
         return []
     first = samples[0].start_ns if since_ns is None else since_ns
@@ -130,43 +134,55 @@ def plots(samples: Sequence[StepSample], since_ns: int | None, now_ns: int) -> l
         buckets[min(max((sample.start_ns - first) * BUCKETS // (last - first + 1), 0), BUCKETS - 1)].append(sample)
     names = [_moment(first + (last - first) * at // BUCKETS) for at in range(BUCKETS + 1)]
 
-    def failures(group: list[StepSample]) -> list[tuple[str, int]]:
+    def failures(group: list[StepSample]) -> Stack:
         failed = sum(each.status in _FAILED for each in group)
         return [("ok", len(group) - failed), ("failed", failed)]
 
-    def used(group: list[StepSample]) -> list[tuple[str, int]]:
+    def used(group: list[StepSample]) -> Stack:
         return [("in", sum(e.prompt_tokens for e in group)), ("out", sum(e.completion_tokens for e in group))]
 
+    def spent(group: list[StepSample]) -> Stack:
+        total = _cost(group)
+        return [("cost", (total and total.usd) or Decimal(0))]
+
     ends = (names[0], names[-1])
-    return [
+    found = [
         _columns("Steps", buckets, names, failures, ends, [("ok", "fine"), ("failed", "failed")]),
         _columns("Tokens", buckets, names, used, ends, [("in", "in"), ("out", "out")]),
         _latency(buckets, names, ends),
     ]
+    if samples[0].cost is not None:
+        found.append(_columns("Cost", buckets, names, spent, ends, [("cost", "US dollars")], dollars))
+    return found
+
+
+Stack = list[tuple[str, int]] | list[tuple[str, Decimal]]
+"""The parts of a column: (class, value)."""
 
 
 def _columns(
     title: str,
     buckets: list[list[StepSample]],
     names: list[str],
-    parts: Callable[[list[StepSample]], list[tuple[str, int]]],
+    parts: Callable[[list[StepSample]], Stack],
     ends: tuple[str, str],
     legend: list[tuple[str, str]],
+    text: Callable[[Any], str] = "{:,}".format,
 ) -> Plot:
     stacks = [parts(group) for group in buckets]
-    top = max((sum(value for _, value in stack) for stack in stacks), default=0) or 1
+    top = max((sum(value for _, value in stack) for stack in stacks), default=0)
     width = WIDTH / BUCKETS
     boxes: list[Box] = []
     for at, stack in enumerate(stacks):
         y = float(HEIGHT)
-        words = ", ".join(f"{value:,} {dict(legend)[kind]}" for kind, value in stack)
+        words = ", ".join(f"{text(value)} {dict(legend)[kind]}" for kind, value in stack)
         for kind, value in stack:
-            height = value * (HEIGHT - 8) / top
+            height = float(value / top) * (HEIGHT - 8) if top else 0.0
             y -= height
             if value:
                 box = Box(at * width + 1, y, width - 2, max(height, 1), kind, f"{names[at]}: {words}")
                 boxes.append(box)
-    return Plot(title, boxes, [], f"{top:,}", *ends, legend)
+    return Plot(title, boxes, [], text(top), *ends, legend)
 
 
 def _latency(buckets: list[list[StepSample]], names: list[str], ends: tuple[str, str]) -> Plot:

@@ -4,67 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from hashlib import sha256
+from typing import Any
 from urllib.parse import quote, urlencode
 
-import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from step_exporter.errors import AmbiguousIdError, InputError, NotFoundError
-from step_exporter.facts import AttributeValue, RawSpan
 from step_exporter.models import utc_datetime
+from step_exporter.store.cost import CostSum
 from step_exporter.store.filters import RunFilter
 from step_exporter.store.outline import Outline
-from step_exporter.store.records import Page, RunRecord, StepRecord
-from step_exporter.store.values import encode_value
-from step_exporter.text import duration, harmless, message_text, tokens
+from step_exporter.store.records import RunRecord, StepRecord
+from step_exporter.text import UNKNOWN, count, dollars, duration, harmless, tokens
 from step_exporter.viewer import charts, waterfall
-from step_exporter.viewer.reading import PageStore
+from step_exporter.viewer.detail import MAX_SHOWN, Chosen, detail_of
+from step_exporter.viewer.reading import PageStore, RunPage
 from step_exporter.viewer.words import flag_words
 
 PAGE = 50
 """Runs on a page."""
-MAX_SHOWN = 100_000
-"""Characters of one value on a page; the API gives all."""
+MAX_GROUPS = 25
+"""Rows of a table of statistics."""
 WINDOWS = {"1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _RUN_WINDOWS = [("", "any time"), *((name, f"last {name}") for name in WINDOWS)]
-
-
-class ShownMessage(NamedTuple):
-    """A message as it is read."""
-
-    role: str
-    name: str | None
-    text: str
-    calls: Sequence[Mapping[str, Any]]
-
-
-class ShownEvent(NamedTuple):
-    """An event of a span."""
-
-    name: str
-    at: str
-    attributes: list[tuple[str, str]]
-
-
-class Detail(NamedTuple):
-    """What is known of one line of a waterfall."""
-
-    title: str
-    status: str
-    role: str
-    convention: str | None
-    took: int | None
-    step: StepRecord | None
-    messages: list[ShownMessage]
-    raw: RawSpan
-    events: list[ShownEvent]
-    attributes: list[tuple[str, str]]
-    resource: list[tuple[str, str]]
 
 
 class Pages:
@@ -86,8 +53,17 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            line=harmless, block=_block, duration=duration, ago=_ago, flag=flag_words, tokens=_tokens
+            line=harmless,
+            block=_block,
+            duration=duration,
+            ago=_ago,
+            flag=flag_words,
+            tokens=_tokens,
+            usd=_usd,
+            unpriced=_unpriced,
         )
+        for name in self._templates.list_templates():  # compiled now, not while somebody waits for the first page
+            self._templates.get_template(name)
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         """A page. Lone surrogates, which UTF-8 cannot hold, show as their escapes."""
@@ -98,13 +74,13 @@ class Pages:
 
     def runs(self, request: Request) -> Response:
         """``GET /``."""
+        self.store.find_abandoned()
         asked = {name: request.query_params.get(name, "").strip() for name in ("q", "status", "agent", "service")}
         asked["since"] = request.query_params.get("since", "")
         after = request.query_params.get("after") or None
         if asked["q"] and (trace_id := self._trace_named(asked["q"])):
             return RedirectResponse(f"/traces/{trace_id}", 303)
-        page = self.run_page(asked, after)
-        sums = self.store.run_sums(page.items)
+        page, sums = self.run_page(asked, after)
         kept = {name: value for name, value in asked.items() if value}
         return self._page(
             "runs.html",
@@ -112,37 +88,38 @@ class Pages:
             runs=[(run, sums[run.trace_id, run.id]) for run in page.items],
             asked=asked,
             windows=_RUN_WINDOWS,
+            has_cost=self.store.price is not None,
             is_filtered=bool(kept),
             is_paged=after is not None,
             first_href="/?" + urlencode(kept),
             next_href="/?" + urlencode({**kept, "after": page.next}) if page.next else None,
             base_url=_base_url(request),
-            events=None if after else "/live/runs?" + urlencode(kept),
+            events=None if after else "/live/runs?" + urlencode({**kept, "seen": seen_runs(page.items)}),
         )
 
-    def run_page(self, asked: Mapping[str, str], after: str | None = None) -> Page[RunRecord]:
+    def run_page(self, asked: Mapping[str, str], after: str | None = None) -> RunPage:
         """The runs that a page shows. What is searched for is a run id, else a conversation's, else an agent's name."""
         since = asked.get("since", "")
         if since and since not in WINDOWS:
             raise InputError(f"since is one of {', '.join(WINDOWS)}, not {since!r:.40}")
 
-        def find(**more: str) -> Page[RunRecord]:
+        def find(**more: str) -> RunPage:
             which = {"agent_name": asked.get("agent"), "service_name": asked.get("service"), **more}
             which["status"] = asked.get("status")
-            return self.store.runs(
+            return self.store.run_page(
                 RunFilter(
                     **{name: value for name, value in which.items() if value},  # pyright: ignore[reportArgumentType]
                     started_after=datetime.now(UTC) - WINDOWS[since] if since else None,
                 ),
-                after=after,
-                limit=PAGE,
+                after,
+                PAGE,
             )
 
         query = asked.get("q", "")
         if not query:
             return find()
         for column in ("run_id", "conversation_id"):
-            if len(found := find(**{column: query})):
+            if len((found := find(**{column: query})).page):
                 return found
         return find(agent_name=query)
 
@@ -156,12 +133,13 @@ class Pages:
 
     def trace(self, request: Request) -> Response:
         """``GET /traces/{trace_id}``."""
+        self.store.find_abandoned()
         outline = self.store.outline(request.path_params["trace_id"])
         if outline.trace_id != request.path_params["trace_id"]:
             query = f"?{request.url.query}" if request.url.query else ""
             return RedirectResponse(f"/traces/{outline.trace_id}{query}", 303)
         scale = waterfall.scale_of(outline)
-        chosen = request.query_params.get("span")
+        chosen = _chosen(request)
         start = _start(request, outline, chosen)
         runs = {run.id for run in outline.runs}
         tops = [run for run in outline.runs if run.parent_run_id not in runs]
@@ -175,17 +153,18 @@ class Pages:
             statuses=sorted(Counter(run.status for run in tops).items()),
             began=None if outline.first_ns is None else utc_datetime(outline.first_ns),
             notes=waterfall.notes_of(outline),
-            tokens_total=tokens(
+            tokens_total=_tokens_of(
                 sum(step.prompt_tokens for step in outline.steps), sum(step.completion_tokens for step in outline.steps)
             ),
+            cost=self.store.trace_cost(outline),
             lines=waterfall.lines(outline, scale, start, start + waterfall.CHUNK),
             start=start,
             chunk=waterfall.CHUNK,
             chosen=chosen,
-            detail=self.detail(outline, chosen) if chosen else None,
+            detail=detail_of(self.store, outline, chosen) if chosen else None,
             sql=f"SELECT * FROM steps WHERE trace_id = '{outline.trace_id}' ORDER BY created_at",  # noqa: S608  to copy
             cli=f"step-exporter trace {outline.trace_id} --db '{self._place}'",
-            events=f"/live/traces/{outline.trace_id}",
+            events=f"/live/traces/{outline.trace_id}?seen={seen_trace(outline.version)}",
         )
 
     def lines(self, request: Request) -> Response:
@@ -193,42 +172,15 @@ class Pages:
         outline = self.store.outline(request.path_params["trace_id"])
         start = _start(request, outline, None)
         found = waterfall.lines(outline, waterfall.scale_of(outline), start, start + waterfall.CHUNK)
-        return self.render("_lines.html", lines=found, chosen=request.query_params.get("span"))
+        return self.render("_lines.html", lines=found, chosen=_chosen(request))
 
-    def span(self, request: Request) -> Response:
-        """``GET /traces/{trace_id}/spans/{span_id}``: the details, to be put beside the waterfall."""
+    def detail(self, request: Request) -> Response:
+        """``GET /traces/{trace_id}/detail?span=…`` or ``?step=…``: what is put beside the waterfall."""
+        chosen = _chosen(request)
+        if chosen is None:
+            raise InputError("details of what? Give a span or a step")
         outline = self.store.outline(request.path_params["trace_id"])
-        return self.render("_detail.html", detail=self.detail(outline, request.path_params["span_id"]))
-
-    def detail(self, outline: Outline, span_id: str) -> Detail:
-        """What is known of a span, and of the step that it begins. Raises ``NotFoundError``."""
-        stored = self.store.span(outline.trace_id, span_id)
-        raw = stored.raw
-        step = next((step for step in outline.steps if step.span_id == span_id), None)
-        run = next((run for run in outline.runs if run.span_id == span_id), None)
-        found = self.store.messages(outline.trace_id, step_id=step.id) if step else ()
-        known = raw.start_ns is not None and raw.end_ns is not None
-        title = f"Step {step.position}" if step and step.position else "Step" if step else raw.name or "Span"
-        return Detail(
-            title=title,
-            status=step.status if step else run.status if run else "failed" if raw.status_code == "error" else "",
-            role=stored.row.role,
-            convention=stored.row.convention,
-            took=(raw.end_ns or 0) - (raw.start_ns or 0) if known else None,
-            step=step,
-            messages=[ShownMessage(m.role, m.name, message_text(m), m.tool_calls or []) for m in found],
-            raw=raw,
-            events=[
-                ShownEvent(
-                    event.name,
-                    duration(event.time_ns - raw.start_ns) if event.time_ns and raw.start_ns else "",
-                    _pairs(event.attributes),
-                )
-                for event in raw.events
-            ],
-            attributes=_pairs(raw.attributes),
-            resource=_pairs(raw.resource.attributes),
-        )
+        return self.render("_detail.html", detail=detail_of(self.store, outline, chosen))
 
     # Statistics
 
@@ -239,17 +191,22 @@ class Pages:
             raise InputError(f"since is one of {', '.join(WINDOWS)} or all, not {since!r:.40}")
         now_ns = time.time_ns()
         since_ns = now_ns - int(WINDOWS[since].total_seconds()) * 10**9 if since in WINDOWS else None
-        samples = self.store.step_samples(since_ns)
+        samples, tools = self.store.samples(since_ns)
         return self._page(
             "stats.html",
             page_name="stats",
             windows=[*((name, name) for name in WINDOWS), ("all", "all")],
+            has_cost=self.store.price is not None,
+            shown=MAX_GROUPS,
             since=since,
             total=charts.total(samples),
             plots=charts.plots(samples, since_ns, now_ns),
             models=charts.by(samples, lambda sample: sample.model),
             agents=charts.by(samples, lambda sample: sample.agent),
-            tools=charts.by_tool(self.store.tool_samples(since_ns)) if samples else [],
+            tools=[
+                (tool, charts.share(tool.count, tools[0].count), charts.percent(tool.failed, tool.count))
+                for tool in tools
+            ],
             base_url=_base_url(request),
         )
 
@@ -269,37 +226,25 @@ class Pages:
         return Response(text.encode("utf-8", "backslashreplace"), status, media_type="text/html; charset=utf-8")
 
 
-def _start(request: Request, outline: Outline, chosen: str | None) -> int:
-    """The first line to make: the one asked for, else that of the chunk with the chosen span."""
+def _chosen(request: Request) -> Chosen | None:
+    """What the address names: the ids are those of spans, a step's is its first span's."""
+    for kind in ("step", "span"):
+        if span_id := request.query_params.get(kind):
+            return Chosen(kind, span_id)
+    return None
+
+
+def _start(request: Request, outline: Outline, chosen: Chosen | None) -> int:
+    """The first line to make: the one asked for, else that of the chunk with what is chosen."""
     text = request.query_params.get("from", "")
     if text:
         if not (text.isascii() and text.isdigit() and len(text) < 10):
             raise InputError(f"from is the number of a line, not {text!r:.40}")
         return int(text)
-    places = (at for at, row in enumerate(outline.rows) if row.span.span_id == chosen)
-    return next(places, 0) // waterfall.CHUNK * waterfall.CHUNK if chosen else 0
-
-
-def _pairs(attributes: Mapping[str, AttributeValue]) -> list[tuple[str, str]]:
-    return [(key, _shown(value)) for key, value in sorted(attributes.items())]
-
-
-def _shown(value: AttributeValue) -> str:
-    """A value as text; JSON, also where it came as a text, is laid out."""
-    if isinstance(value, str):
-        if value[:1] not in ("{", "[") or len(value) > MAX_SHOWN:
-            return value
-        try:
-            return orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
-        except ValueError:
-            return value
-    if value is None or isinstance(value, bool | int | float):
-        return str(value)
-    text = encode_value(value)
-    try:
-        return orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2).decode()
-    except ValueError:
-        return text
+    if chosen is None:
+        return 0
+    places = (at for at, row in enumerate(outline.rows) if row.span.span_id == chosen.span_id)
+    return next(places, 0) // waterfall.CHUNK * waterfall.CHUNK
 
 
 def _block(text: str) -> str:
@@ -308,8 +253,22 @@ def _block(text: str) -> str:
     return "\n".join(line.replace(r"\t", "\t") for line in map(harmless, cut.split("\n")))
 
 
-def _tokens(counted: RunRecord | charts.Group) -> str:
-    return tokens(counted.prompt_tokens, counted.completion_tokens)
+def _tokens(counted: RunRecord | StepRecord | charts.Group) -> str:
+    return _tokens_of(counted.prompt_tokens, counted.completion_tokens)
+
+
+def _tokens_of(prompt: int, completion: int) -> str:
+    return tokens(prompt, completion) if prompt or completion else UNKNOWN
+
+
+def _usd(cost: CostSum) -> str:
+    """``$1.20``; ``$1.20+`` where some steps have no price; a dash where none has."""
+    return UNKNOWN if cost.usd is None else dollars(cost.usd) + ("+" if cost.unknown else "")
+
+
+def _unpriced(cost: CostSum) -> str:
+    """Why some steps have no price: ``1 step: no price for my-model``."""
+    return "; ".join(f"{count(number, 'step')}: {reason}" for reason, number in sorted(cost.unknown.items()))
 
 
 def _ago(moment: datetime) -> str:
@@ -333,4 +292,18 @@ def safe_path(text: str) -> str:
     return quote(text, safe="/?&=%:+-._~") if inner else "/"
 
 
-__all__: Sequence[str] = ["PAGE", "WINDOWS", "Pages", "safe_path"]
+def seen_runs(runs: Iterable[RunRecord]) -> str:
+    """What a page of runs shows, for its stream to tell whether that is still so."""
+    return _digest([(run.trace_id, run.id, run.updated_at.isoformat()) for run in runs])
+
+
+def seen_trace(version: tuple[int, int], ticks: int = 0) -> str:
+    """What the page of a trace shows; ``ticks`` counts as it grows with its open spans."""
+    return _digest((version, ticks))
+
+
+def _digest(shown: object) -> str:
+    return sha256(repr(shown).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+__all__: Sequence[str] = ["PAGE", "WINDOWS", "Pages", "safe_path", "seen_runs", "seen_trace"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from sqlalchemy import event
 from starlette.requests import Request
@@ -21,7 +22,13 @@ from starlette.responses import Response
 
 from step_exporter.errors import DatabaseError, InputError
 from step_exporter.facts import RawSpan
-from step_exporter.otlp import Problem, decode_json, decode_protobuf
+from step_exporter.otlp import (
+    Problem,
+    decode_json,
+    decode_logs_json,
+    decode_logs_protobuf,
+    decode_protobuf,
+)
 from step_exporter.store.engine import DatabaseURL, create_sync_engine
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import MAX_BATCH, Writer
@@ -48,6 +55,27 @@ _CODES = {
 }
 
 
+class Signal(NamedTuple):
+    """What is taken: spans, or the log records that carry messages."""
+
+    from_json: Callable[[bytes], Iterable[RawSpan | Problem]]
+    from_protobuf: Callable[[bytes], Iterable[RawSpan | Problem]]
+    rejected: str
+    """The field of a partial success that counts what was not taken, as protobuf and as JSON name it."""
+    rejected_json: str
+    response: type[ExportTraceServiceResponse] | type[ExportLogsServiceResponse]
+
+
+_SPANS = Signal(decode_json, decode_protobuf, "rejected_spans", "rejectedSpans", ExportTraceServiceResponse)
+_RECORDS = Signal(
+    decode_logs_json,
+    decode_logs_protobuf,
+    "rejected_log_records",
+    "rejectedLogRecords",
+    ExportLogsServiceResponse,
+)
+
+
 class Receiver:
     """Takes spans and stores them all, whatever they are of."""
 
@@ -66,6 +94,13 @@ class Receiver:
 
     async def traces(self, request: Request) -> Response:
         """``POST /v1/traces``."""
+        return await self._take(_SPANS, request)
+
+    async def logs(self, request: Request) -> Response:
+        """``POST /v1/logs``: records with message content become contents of their span, the rest is let go."""
+        return await self._take(_RECORDS, request)
+
+    async def _take(self, signal: Signal, request: Request) -> Response:
         kind = media_type(request.headers.get("content-type", ""))
         if kind not in (PROTOBUF, JSON):
             return _error(kind, 415, f"Content-Type {kind!r:.60} is not taken; send {PROTOBUF} or {JSON}.")
@@ -73,7 +108,7 @@ class Receiver:
             return _error(kind, 503, "Too many requests wait for the database.")
         try:
             async with self._bodies.read(request) as body:
-                problems = await anyio.to_thread.run_sync(self._store, kind, body, limiter=self._threads)
+                problems = await anyio.to_thread.run_sync(self._store, signal, kind, body, limiter=self._threads)
         except BodyError as error:
             return _error(kind, error.status, str(error))
         except InputError as error:
@@ -84,10 +119,10 @@ class Receiver:
         except Exception as error:
             _log.exception("A batch of spans could not be taken")
             return _error(kind, 500, f"The spans could not be taken: {type(error).__name__}")
-        return _accepted(kind, problems)
+        return _accepted(signal, kind, problems)
 
     async def discard(self, request: Request) -> Response:
-        """``POST /v1/metrics`` and ``/v1/logs``: read, and let go, so that an SDK with all signals on sees no error."""
+        """``POST /v1/metrics``: read, and let go, so that an SDK with all signals on sees no error."""
         kind = media_type(request.headers.get("content-type", ""))
         if kind not in (PROTOBUF, JSON):
             return _error(kind, 415, f"Content-Type {kind!r:.60} is not taken; send {PROTOBUF} or {JSON}.")
@@ -98,9 +133,9 @@ class Receiver:
             return _error(kind, error.status, str(error))
         return Response(b"{}" if kind == JSON else b"", media_type=kind)
 
-    def _store(self, kind: str, body: bytes) -> list[str]:
+    def _store(self, signal: Signal, kind: str, body: bytes) -> list[str]:
         """Commit the spans of a body; the reasons of those that were none, or that no table holds."""
-        decoded = decode_json(body) if kind == JSON else decode_protobuf(body)
+        decoded = signal.from_json(body) if kind == JSON else signal.from_protobuf(body)
         writer = self._ready()
         problems: list[str] = []
         spans = _good(decoded, problems)
@@ -131,14 +166,15 @@ def _good(items: Iterable[RawSpan | Problem], problems: list[str]) -> Iterator[R
             yield item
 
 
-def _accepted(kind: str, problems: list[str]) -> Response:
+def _accepted(signal: Signal, kind: str, problems: list[str]) -> Response:
     message = "; ".join(dict.fromkeys(problems[:10]))[:1000]
     if kind == JSON:
-        answer = {"partialSuccess": {"rejectedSpans": str(len(problems)), "errorMessage": message}} if problems else {}
+        partial = {signal.rejected_json: str(len(problems)), "errorMessage": message}
+        answer = {"partialSuccess": partial} if problems else {}
         return Response(json.dumps(answer).encode(), media_type=JSON)
-    response = ExportTraceServiceResponse()
+    response = signal.response()
     if problems:
-        response.partial_success.rejected_spans = len(problems)
+        setattr(response.partial_success, signal.rejected, len(problems))
         response.partial_success.error_message = message.encode("utf-8", "replace").decode()
     return Response(response.SerializeToString(), media_type=PROTOBUF)
 

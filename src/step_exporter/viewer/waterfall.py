@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from step_exporter.store.outline import Outline, OutlineRow, OutlineSpan
-from step_exporter.store.records import RunRecord, StepRecord
+from step_exporter.store.outline import Outline, OutlineRow, OutlineSpan, OutlineStep
+from step_exporter.store.records import RunRecord
 from step_exporter.text import count, duration, harmless, tokens
 from step_exporter.viewer.words import flag_words
 
@@ -29,22 +29,28 @@ class Bar(NamedTuple):
 class Line(NamedTuple):
     """One line of the waterfall."""
 
+    kind: str
+    """``span``, or ``step`` where no span is the step."""
     span_id: str
+    """Of a step, its anchor's."""
     depth: int
     name: str
     role: str
     """Its class: agent, workflow, step, llm, tool or other."""
     step: str | None
-    """``step 3``, where a step begins here."""
+    """``step 3``, on a span that is a step."""
     model: str
     tokens: str
     status: str
     duration: str
     bar: Bar | None
-    hull: Bar | None
-    """The whole step, its tools included, behind the bar of its first span."""
     notes: tuple[str, ...]
     tooltip: str
+
+    @property
+    def key(self) -> str:
+        """What an address names it by: ``span=ID`` or ``step=ID``."""
+        return f"{self.kind}={self.span_id}"
 
 
 class Tick(NamedTuple):
@@ -85,40 +91,76 @@ def scale_of(outline: Outline, now_ns: int | None = None) -> Scale:
     first = min((span.start_ns for span in spans if span.start_ns is not None), default=outline.first_ns or 0)
     last = max((span.end_ns or span.start_ns or first for span in spans), default=first)
     now = time.time_ns() if now_ns is None else now_ns
-    live = any(span.is_open for span in spans) and last <= now < last + _STALE_NS
+    live = last <= now < last + _STALE_NS and any(span.is_open for span in spans)
     return Scale(first, now if live else last, live)
 
 
 def lines(outline: Outline, scale: Scale, start: int, stop: int) -> list[Line]:
     """The lines from one to before another."""
-    steps = {step.span_id: step for step in outline.steps}
+    shown = outline.rows[start:stop]
+    lines_of_steps = {row.step.id for row in outline.rows if row.step is not None}
+    steps = {step.span_id: step for step in outline.steps if step.id not in lines_of_steps}
     runs = {run.span_id: run for run in outline.runs if run.span_id}
     return [
-        _line(row, steps.get(row.span.span_id), runs.get(row.span.span_id), scale) for row in outline.rows[start:stop]
+        _line(row, steps.get(row.span.span_id), runs.get(row.span.span_id), scale)
+        if row.step is None
+        else _step_line(row, row.step, scale)
+        for row in shown
     ]
 
 
 def notes_of(outline: Outline) -> list[str]:
     """What is odd about the trace as a whole, in words."""
-    orphans = sum(row.placed == "orphan" for row in outline.rows)
-    circles = sum(row.placed == "cycle" for row in outline.rows)
+    spans = [row for row in outline.rows if row.step is None]
+    lost = [row.span.parent_span_id for row in spans if row.placed == "orphan"]
+    circles = any(row.placed == "cycle" for row in spans)
     notes: list[str] = []
-    if orphans:
-        missing = len({row.span.parent_span_id for row in outline.rows if row.placed == "orphan"})
-        waits = "span is" if orphans == 1 else "spans are"
-        notes.append(f"{orphans:,} {waits} shown without a parent: {count(missing, 'parent span')} never came.")
+    if lost:
+        waits = "span is" if len(lost) == 1 else "spans are"
+        missing = count(len(set(lost)), "parent span")
+        notes.append(f"{len(lost):,} {waits} shown without a parent: {missing} never came.")
     if outline.rows and all(row.placed for row in outline.rows if row.depth == 0):
         notes.append("The root of the trace is missing.")
     if circles:
         notes.append("Some spans name each other as parents, in a circle.")
-    if any(_is_backwards(row.span) for row in outline.rows):
+    if any(_is_backwards(row.span) for row in spans):
         notes.append("Some spans end before they start: clocks differ.")
-    if any(row.span.abandoned_ns is not None for row in outline.rows):
+    if any(row.span.abandoned_ns is not None for row in spans):
         notes.append("A process went away before its spans ended.")
     return notes
 
 
-def _line(row: OutlineRow, step: StepRecord | None, run: RunRecord | None, scale: Scale) -> Line:
+def _step_line(row: OutlineRow, step: OutlineStep, scale: Scale) -> Line:
+    span = row.span
+    is_live = scale.is_live and step.status in ("pending", "running")
+    start = span.start_ns if step.start_ns is None else step.start_ns
+    took = step.step_ns
+    if is_live and start is not None:
+        took = scale.last_ns - start
+    name = step_name(step.position)
+    return Line(
+        kind="step",
+        span_id=span.span_id,
+        depth=min(row.depth, MAX_DEPTH),
+        name=name,
+        role="step",
+        step=None,
+        model=harmless(step.model or ""),
+        tokens=tokens(step.prompt_tokens, step.completion_tokens) if step.total_tokens else "",
+        status=step.status,
+        duration=duration(took),
+        bar=None if start is None else scale.bar(start, start + (took or 0)),
+        notes=(flag_words(row.placed),) if row.placed else (),
+        tooltip=f"{name} · {duration(took)}",
+    )
+
+
+def step_name(position: int | None) -> str:
+    """``Step 3``."""
+    return f"Step {position}" if position else "Step"
+
+
+def _line(row: OutlineRow, step: OutlineStep | None, run: RunRecord | None, scale: Scale) -> Line:
     span = row.span
     role = span.role if span.role in ("agent", "workflow", "step", "llm", "tool") else "other"
     name = harmless(span.name) or "(no name)"
@@ -133,23 +175,23 @@ def _line(row: OutlineRow, step: StepRecord | None, run: RunRecord | None, scale
     notes += ["clock_skew"] if _is_backwards(span) else []
     notes += ["abandoned"] if span.abandoned_ns is not None else []
     return Line(
+        kind="span",
         span_id=span.span_id,
         depth=min(row.depth, MAX_DEPTH),
         name=name,
         role=role,
-        step=None if step is None else f"step {step.position}" if step.position else "step",
+        step=None if step is None else step_name(step.position).lower(),
         model=harmless(step.model) if step and step.model and step.model not in name else "",
         tokens=tokens(used.prompt_tokens, used.completion_tokens) if used else "",
         status=_status(span, step, run),
         duration=duration(took),
         bar=bar,
-        hull=_hull(step, scale),
         notes=tuple(flag_words(note) for note in notes),
         tooltip=f"{name} · {duration(took)}" + (f" · {harmless(span.service_name)}" if span.service_name else ""),
     )
 
 
-def _status(span: OutlineSpan, step: StepRecord | None, run: RunRecord | None) -> str:
+def _status(span: OutlineSpan, step: OutlineStep | None, run: RunRecord | None) -> str:
     if step is not None:
         return step.status
     if run is not None:
@@ -163,13 +205,6 @@ def _end(span: OutlineSpan, scale: Scale) -> int | None:
     if span.end_ns is not None:
         return span.end_ns
     return scale.last_ns if span.is_open else span.abandoned_ns
-
-
-def _hull(step: StepRecord | None, scale: Scale) -> Bar | None:
-    metrics = step.metrics if step else None
-    if metrics is None or metrics.step_start_ns is None or not metrics.step_ns or not metrics.tool_execution_ns:
-        return None
-    return scale.bar(metrics.step_start_ns, metrics.step_start_ns + metrics.step_ns)
 
 
 def _is_backwards(span: OutlineSpan) -> bool:

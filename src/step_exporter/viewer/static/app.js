@@ -27,12 +27,22 @@ theme.addEventListener("click", () => {
 
 // Copying
 
-function showCopies() { for (const button of $$("[data-copy]")) button.hidden = false; }
+function showCopies() { for (const part of $$("[data-copies]")) part.hidden = false; }
 showCopies();
 async function copy(button) {
-  await navigator.clipboard.writeText(button.dataset.copy);
+  if (navigator.clipboard) await navigator.clipboard.writeText(button.dataset.copy);
+  else copyBySelection(button.dataset.copy);  // a page that came over plain HTTP from another machine has none
   button.classList.add("done");
   setTimeout(() => button.classList.remove("done"), 1200);
+}
+
+function copyBySelection(text) {
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
 }
 
 // Lines of a waterfall. Chunks are fetched when they come near, and let go when they are far: a trace of 50,000 spans
@@ -66,9 +76,8 @@ function addChunk(at, given, total, size) {
 async function load(chunk, again = false) {
   if (chunk.dataset.loaded && !again) return;
   chunk.dataset.loaded = "1";
-  const chosen = new URLSearchParams(location.search).get("span") ?? "";
   try {
-    const html = await get(`${lines.dataset.url}?from=${chunk.dataset.at * lines.dataset.chunk}&span=${chosen}`);
+    const html = await get(`${lines.dataset.url}?from=${chunk.dataset.at * lines.dataset.chunk}&${chosen()}`);
     if (chunk.dataset.loaded) { chunk.innerHTML = html; chunk.classList.remove("loading"); mark(); }
   } catch { chunk.dataset.loaded = ""; }
 }
@@ -82,21 +91,34 @@ function unload(chunk) {
 
 // Details beside the waterfall
 
-async function open(span, push = true) {
-  const url = new URL(location);
-  url.search = span ? `?span=${span}` : "";
-  if (push) history.pushState(null, "", url);
-  for (const row of $$(".row.chosen")) row.classList.remove("chosen");
-  $(`.row[data-span="${CSS.escape(span ?? "")}"]`)?.classList.add("chosen");
-  await fill(span);
+// A key is the part of the address that names a line: span=ID or step=ID.
+function chosen() {
+  const asked = new URLSearchParams(location.search);
+  const kind = ["step", "span"].find((each) => asked.get(each));
+  return kind ? `${kind}=${encodeURIComponent(asked.get(kind))}` : "";
 }
 
-async function fill(span) {
-  const detail = $("#detail");
-  detail.innerHTML = span ? await get(`${location.pathname}/spans/${encodeURIComponent(span)}`) : "";
-  $("#split").classList.toggle("open", Boolean(span));
+async function open(key, push = true) {
+  if (push) history.pushState(null, "", location.pathname + (key ? `?${key}` : ""));
+  for (const row of $$(".row.chosen")) row.classList.remove("chosen");
+  $(`.row[data-key="${CSS.escape(key)}"]`)?.classList.add("chosen");
+  await fill(key);
 }
-addEventListener("popstate", () => { if (lines) open(new URLSearchParams(location.search).get("span"), false); });
+
+async function fill(key) {
+  const detail = $("#detail"), same = detail.dataset.key === key;
+  const html = key ? await get(`${location.pathname}/detail?${key}`) : "";
+  if (key !== chosen()) return;  // another line was chosen meanwhile
+  const open = same ? $$("details", detail).map((each) => each.open) : [];
+  detail.innerHTML = html;
+  detail.dataset.key = key;
+  $$("details", detail).forEach((each, at) => { each.open = open[at] ?? each.open; });
+  if (!same) detail.scrollTop = 0;
+  $("#split").classList.toggle("open", Boolean(key));
+  showCopies();
+}
+if (lines) $("#detail").dataset.key = chosen();
+addEventListener("popstate", () => { if (lines) open(chosen(), false); });
 
 // Clicks
 
@@ -105,29 +127,34 @@ document.addEventListener("click", (event) => {
   const target = event.target;
   const button = target.closest("[data-copy]");
   if (button) return void copy(button);
-  if (lines && target.closest("[data-close]")) return void (event.preventDefault(), open(null));
+  if (lines && target.closest("[data-close]")) return void (event.preventDefault(), open(""));
   const link = lines && target.closest(".row, [data-goto]");
   if (link) {
     event.preventDefault();
     if (link.matches(".row")) setCurrent(link);
-    return void open(link.dataset.span ?? link.dataset.goto);
+    return void open(link.dataset.key ?? link.dataset.goto);
   }
   const row = target.closest("tr[data-href]");
   if (row && !target.closest("a") && !String(getSelection())) location.href = row.dataset.href;
 });
 
 document.addEventListener("submit", async (event) => {
-  if (!event.target.matches("[data-feedback]")) return;
+  if (!event.target.matches("[data-edit]")) return;
   event.preventDefault();
   const body = new URLSearchParams(new FormData(event.target, event.submitter));
-  await fetch(event.target.action, { method: "POST", body });
-  fill(body.get("span_id"));
+  const answer = await fetch(event.target.action, { method: "POST", body, redirect: "manual" });
+  if (answer.type === "opaqueredirect") return void fill(chosen());
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const note = document.createElement("p");
+  note.className = "notice";
+  note.textContent = $("main", page)?.textContent.trim() || "That was not kept.";
+  event.target.after(note);
 });
 
 // Keys
 
 let current = null;  // the key of the current row, as rows come and go
-const keyOf = (row) => row.dataset.span ?? row.dataset.href ?? String($$("[data-row]").indexOf(row));
+const keyOf = (row) => row.dataset.key ?? row.dataset.href ?? String($$("[data-row]").indexOf(row));
 function mark() { for (const row of $$("[data-row]")) row.classList.toggle("current", keyOf(row) === current); }
 function setCurrent(row) { current = keyOf(row); mark(); row.scrollIntoView({ block: "nearest" }); }
 
@@ -142,9 +169,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "j" && rows.length) setCurrent(rows[Math.min(at + 1, rows.length - 1)]);
   else if (event.key === "k" && rows.length) setCurrent(rows[Math.max(at - 1, 0)]);
   else if (event.key === "Enter" && at >= 0 && !event.target.closest("a, button, summary")) {
-    if (lines) open(rows[at].dataset.span);
+    if (lines) open(rows[at].dataset.key);
     else if (rows[at].dataset.href) location.href = rows[at].dataset.href;
-  } else if (event.key === "Escape" && lines) open(null);
+  } else if (event.key === "Escape" && lines) open("");
   else if (event.key === "/") {
     const search = $("[data-search]");
     if (search) search.focus();
