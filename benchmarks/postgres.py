@@ -16,7 +16,8 @@ import statistics
 import tempfile
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ class Server:
             name = connection.info.dbname
         with psycopg.connect(self._server.get_uri(), autocommit=True) as admin:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def stopped(self) -> Generator[None]:
+        """None of its processes runs: it accepts connections, as the kernel does, and never answers."""
+        processes = [self._postmaster, *self._postmaster.children()]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def cpu(self) -> float:
         """CPU seconds of the postmaster, its processes, and those that are gone."""

@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import sqlite3
-import subprocess
-import sys
-import textwrap
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import context, trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from step_exporter.exporter import ExporterStats, StepSpanExporter
+from sdk_spans import AGENT, LLM, SECRET, adds_up, ended, fail_with, provider_for, query, run_program
+from step_exporter.exporter import StepSpanExporter
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.load import load_spans
-
-LLM = {
-    "gen_ai.operation.name": "chat",
-    "gen_ai.provider.name": "openai",
-    "gen_ai.request.model": "gpt-4o",
-    "gen_ai.usage.input_tokens": 11,
-    "gen_ai.usage.output_tokens": 7,
-}
-AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "helper"}
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Path:
     return tmp_path / "steps.db"
-
-
-def provider_for(exporter: StepSpanExporter, batch: bool = False) -> TracerProvider:
-    provider = TracerProvider(resource=Resource.create({"service.name": "app"}), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter) if batch else SimpleSpanProcessor(exporter))
-    return provider
 
 
 def run_agent(provider: TracerProvider, **attributes: Any) -> str:
@@ -54,35 +33,6 @@ def run_agent(provider: TracerProvider, **attributes: Any) -> str:
         with tracer.start_as_current_span("chat gpt-4o", kind=SpanKind.CLIENT, attributes={**LLM, **attributes}):
             pass
         return trace.format_trace_id(span.get_span_context().trace_id)
-
-
-def query(db: Path, sql: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(db)
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
-
-
-def adds_up(stats: ExporterStats) -> bool:
-    kept = stats.committed + stats.spooled + stats.let_go + stats.waiting
-    return stats.seen == kept + sum(stats.dropped.values())
-
-
-class Ended(ReadableSpan):
-    """A span as the SDK hands it on, with values that its API would not let through."""
-
-
-def ended(attributes: Mapping[str, Any] | None = None, span_id: int = 7, **fields: Any) -> ReadableSpan:
-    return Ended(
-        fields.pop("name", "chat"),
-        context=SpanContext(0xABC, span_id, is_remote=False, trace_flags=TraceFlags(1)),
-        resource=Resource({}),
-        attributes=LLM if attributes is None else attributes,
-        start_time=fields.pop("start_time", 1_000),
-        end_time=fields.pop("end_time", 2_000),
-        **fields,
-    )
 
 
 # --- spans become steps
@@ -174,21 +124,9 @@ def test_record_all_keeps_every_span(db: Path) -> None:
 
 # --- what must not be stored
 
-SECRET = "sk-very-secret"
-SAID = '[{"role": "user", "parts": [{"type": "text", "content": "' + SECRET + '"}]}]'
-
 
 def on_disk(db: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(db.parent.glob(db.name + "*")))
-
-
-def fail_with(provider: TracerProvider, secret: str) -> None:
-    with provider.get_tracer("tests").start_as_current_span("chat", attributes=LLM) as span:
-        span.set_attribute("gen_ai.input.messages", SAID)
-        span.add_event("gen_ai.user.message", {"content": secret})
-        error = ValueError(f"no such thing as {secret}")
-        span.record_exception(error)
-        span.set_status(Status(StatusCode.ERROR, str(error)))
 
 
 def test_content_off_leaves_no_byte_of_it_on_disk(db: Path) -> None:
@@ -298,7 +236,7 @@ def test_a_place_that_cannot_be_written_is_named_once_and_counted(
     provider.shutdown()
 
 
-def test_the_password_is_in_no_message(caplog: pytest.LogCaptureFixture) -> None:
+def test_g11_the_password_is_in_no_message(caplog: pytest.LogCaptureFixture) -> None:
     exporter = StepSpanExporter("postgresql://user:hunter2@127.0.0.1:1/steps?connect_timeout=1", spool="off")
     assert exporter.export([ended()]) is SpanExportResult.FAILURE
     assert "127.0.0.1" in caplog.text
@@ -421,7 +359,7 @@ def test_shutdown_and_flush_keep_their_deadlines_while_an_export_hangs(
     assert inside.wait(30)
     assert exporter.force_flush(10) is False
     exporter.shutdown(timeout_millis=10)
-    assert "still going on" in caplog.text
+    assert "did not take all by the end of shutdown" in caplog.text
     go_on.set()
     thread.join(30)
     assert results == [SpanExportResult.SUCCESS]
@@ -512,22 +450,6 @@ def test_seeded_ids_collide_visibly_and_lose_nothing(db: Path) -> None:
 # --- processes
 
 
-@pytest.fixture
-def run_python(tmp_path: Path) -> Any:
-    def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-            cwd=tmp_path,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return run
-
-
 APP = """
 import os, sys
 from opentelemetry.sdk.trace import TracerProvider
@@ -541,8 +463,8 @@ tracer = provider.get_tracer("app")
 
 
 @pytest.mark.parametrize("processor", ["BatchSpanProcessor", "SimpleSpanProcessor"])
-def test_a_forked_child_writes_for_itself(run_python: Any, db: Path, processor: str) -> None:
-    done = run_python(
+def test_a_forked_child_writes_for_itself(db: Path, processor: str) -> None:
+    done = run_program(
         APP
         + f"""
 provider.add_span_processor({processor}(exporter))
@@ -560,7 +482,8 @@ provider.shutdown()
 stats = exporter.stats()
 assert stats.seen == stats.committed == (2 if pid == 0 else 3), stats
 os._exit(0) if pid == 0 else None
-"""
+""",
+        db.parent,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(query(db, "SELECT name, collisions FROM spans")) == [
@@ -572,28 +495,30 @@ os._exit(0) if pid == 0 else None
     assert query(db, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_the_end_of_the_program_flushes_and_prints_nothing(run_python: Any, db: Path) -> None:
-    done = run_python(
+def test_the_end_of_the_program_flushes_and_prints_nothing(db: Path) -> None:
+    done = run_program(
         APP
         + """
 provider.add_span_processor(BatchSpanProcessor(exporter))
 for _ in range(100):
     with tracer.start_as_current_span("chat", attributes=LLM):
         pass
-"""
+""",
+        db.parent,
     )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     assert query(db, "SELECT count(*) FROM steps") == [(100,)]
 
 
-def test_an_uncaught_exception_in_the_app_loses_nothing(run_python: Any, db: Path) -> None:
-    done = run_python(
+def test_an_uncaught_exception_in_the_app_loses_nothing(db: Path) -> None:
+    done = run_program(
         APP
         + """
 provider.add_span_processor(BatchSpanProcessor(exporter))
 with tracer.start_as_current_span("chat", attributes=LLM):
     raise SystemExit(3)
-"""
+""",
+        db.parent,
     )
     assert (done.returncode, done.stderr) == (3, "")
     assert query(db, "SELECT count(*) FROM steps") == [(1,)]

@@ -11,9 +11,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
+from sdk_spans import ended
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.idgen import SecretsIdGenerator
-from test_exporter import ended
 
 
 def test_a_seed_does_not_repeat_the_ids() -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -19,9 +18,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 import step_exporter
+from sdk_spans import AGENT, LLM, SECRET, ended, query, run_program
 from step_exporter.processor import Handle, StepSpanProcessor, configure
 from step_exporter.store.ingest import Writer
-from test_exporter import AGENT, LLM, SECRET, ended, query
 
 
 @pytest.fixture
@@ -218,42 +217,31 @@ tracer = trace.get_tracer("app")
 """
 
 
-@pytest.fixture
-def run_app(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-c", APP + textwrap.dedent(code)],
-            cwd=tmp_path,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return run
+def run_app(code: str, db: Path) -> subprocess.CompletedProcess[str]:
+    return run_program(APP + textwrap.dedent(code), db.parent)
 
 
-def test_the_end_of_the_program_loses_nothing_and_prints_nothing(run_app: Any, db: Path) -> None:
-    done = run_app("for _ in range(1000):\n    tracer.start_span('chat', attributes=LLM).end()")
+def test_the_end_of_the_program_loses_nothing_and_prints_nothing(db: Path) -> None:
+    done = run_app("for _ in range(1000):\n    tracer.start_span('chat', attributes=LLM).end()", db)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     assert query(db, "SELECT count(*) FROM steps") == [(1000,)]
 
 
-def test_sigterm_loses_nothing_and_still_ends_the_process(run_app: Any, db: Path) -> None:
+def test_sigterm_loses_nothing_and_still_ends_the_process(db: Path) -> None:
     done = run_app(
         """
         for _ in range(1000):
             tracer.start_span('chat', attributes=LLM).end()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
-        """
+        """,
+        db,
     )
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert query(db, "SELECT count(*) FROM steps") == [(1000,)]
 
 
-def test_a_forked_child_writes_for_itself(run_app: Any, db: Path) -> None:
+def test_a_forked_child_writes_for_itself(db: Path) -> None:
     done = run_app(
         """
         tracer.start_span("before", attributes=LLM).end()
@@ -270,7 +258,8 @@ def test_a_forked_child_writes_for_itself(run_app: Any, db: Path) -> None:
         assert status == 0
         open_span.end()
         handle.shutdown()
-        """
+        """,
+        db,
     )
     assert (done.returncode, done.stderr) == (0, "")
     names = [name for (name,) in query(db, "SELECT name FROM spans ORDER BY name")]
@@ -278,13 +267,14 @@ def test_a_forked_child_writes_for_itself(run_app: Any, db: Path) -> None:
     assert query(db, "SELECT sum(collisions) FROM spans") == [(0,)]
 
 
-def test_what_a_killed_process_left_open_is_abandoned(run_app: Any, db: Path) -> None:
+def test_what_a_killed_process_left_open_is_abandoned(db: Path) -> None:
     done = run_app(
         """
         span = tracer.start_span("chat", attributes=LLM)
         time.sleep(1.5)
         os.kill(os.getpid(), signal.SIGKILL)
-        """
+        """,
+        db,
     )
     assert done.returncode == -signal.SIGKILL
     assert query(db, "SELECT status FROM steps") == [("pending",)]
@@ -305,12 +295,5 @@ def test_zero_code_is_gated_by_an_environment_variable(tmp_path: Path) -> None:
         print(type(trace.get_tracer_provider()).__name__)
     """
     for value, expected in (("", "ProxyTracerProvider"), ("true", "TracerProvider")):
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            cwd=tmp_path,
-            env={**os.environ, "OTEL_EXPORTER_STEPS_PENDING": value},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = run_program(code, tmp_path, OTEL_EXPORTER_STEPS_PENDING=value)
         assert done.stdout.strip() == expected

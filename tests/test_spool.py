@@ -14,12 +14,12 @@ import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 import step_exporter.exporter as exporter_module
+from sdk_spans import SECRET, adds_up, ended, fail_with, provider_for, query
 from step_exporter.errors import DatabaseError
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.facts import RawSpan
 from step_exporter.spool import Spool, adopt, spool_directory, spool_files, spooled
 from step_exporter.store.prepare import Rejected
-from test_exporter import SECRET, adds_up, ended, fail_with, provider_for, query
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def test_facts_come_out_as_they_went_in(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     assert spool.put([spooled(raw(n)) for n in range(3)]) == 3
     found: list[RawSpan] = []
-    assert spool.bring_in(collect(found), 100) == 3  # type: ignore[arg-type]
+    assert spool.bring_in(collect(found)) == 3  # type: ignore[arg-type]
     assert found == [raw(0), raw(1), raw(2)]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_bounded_and_what_it_has_no_room_for_is_counted(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter_module, "Spool", lambda directory: Spool(directory, max_bytes=2_000))
+    monkeypatch.setattr(exporter_module, "Spool", lambda directory, cipher: Spool(directory, max_bytes=2_000))
     exporter = StepSpanExporter(away)
     assert exporter.export([ended(span_id=n) for n in range(1, 11)]) is SpanExportResult.FAILURE
     stats = exporter.stats()
@@ -134,11 +134,11 @@ def test_a_spool_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "ready\n"
         found: list[RawSpan] = []
-        assert adopt(tmp_path, collect(found)) == 0  # type: ignore[arg-type]
+        assert adopt(tmp_path, collect(found), 100) == 0  # type: ignore[arg-type]
         assert [(file.facts, file.in_use) for file in spool_files(tmp_path)] == [(1, True)]
         owner.kill()
     assert [(file.facts, file.in_use) for file in spool_files(tmp_path)] == [(1, False)]
-    assert adopt(tmp_path, collect(found)) == 1  # type: ignore[arg-type]
+    assert adopt(tmp_path, collect(found), 100) == 1  # type: ignore[arg-type]
     assert [fact.name for fact in found] == ["chat"]
     assert list(tmp_path.iterdir()) == []
 
@@ -152,15 +152,15 @@ def test_what_fails_on_the_way_in_stays(tmp_path: Path) -> None:
         raise DatabaseError
 
     with pytest.raises(DatabaseError):
-        adopt(tmp_path, fail)
+        adopt(tmp_path, fail, 100)
     found: list[RawSpan] = []
-    assert adopt(tmp_path, collect(found)) == 1  # type: ignore[arg-type]
+    assert adopt(tmp_path, collect(found), 100) == 1  # type: ignore[arg-type]
 
 
 def test_a_torn_spool_is_named_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "1-torn.db").write_bytes(b"no database" * 1000)
     found: list[RawSpan] = []
-    assert adopt(tmp_path, collect(found)) == 0  # type: ignore[arg-type]
+    assert adopt(tmp_path, collect(found), 100) == 0  # type: ignore[arg-type]
     assert "1-torn.db" in caplog.text
     assert (tmp_path / "1-torn.db").exists()
     assert [file.facts for file in spool_files(tmp_path)] == [None]
@@ -194,7 +194,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done.stdout.close()
     try:
         found: list[RawSpan] = []
-        assert adopt(tmp_path, collect(found)) == 1  # type: ignore[arg-type]
+        assert adopt(tmp_path, collect(found), 100) == 1  # type: ignore[arg-type]
     finally:
         os.kill(child, 9)
 

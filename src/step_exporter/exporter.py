@@ -8,10 +8,10 @@ The only place that catches everything: whatever happens here, the app does not 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -29,13 +29,16 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from step_exporter import environment
 from step_exporter.conventions.content import strip
-from step_exporter.errors import ConfigurationError, DatabaseError, StepExporterError
+from step_exporter.errors import ConfigurationError, DatabaseError, EncryptionError, StepExporterError
 from step_exporter.facts import RawSpan
+from step_exporter.forks import rest_while_forking
+from step_exporter.keeper import Retention
 from step_exporter.redaction import Redact, redacted
 from step_exporter.sdk import SpanConverter
 from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
 from step_exporter.spool import Spool, adopt, spool_directory, spooled, spooled_all
+from step_exporter.store.encryption import Cipher, make_cipher
 from step_exporter.store.engine import DatabaseURL
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import MAX_BATCH, WriteResult
@@ -79,9 +82,8 @@ wait for each."""
 _MAX_PAUSE_S = 30.0
 _ADOPT_S = 30.0
 """How often spools of processes that are gone are looked for."""
-_SPOOL_WAIT_S = 0.5
 _BRING_IN = 2_000
-"""Facts out of the own spool that one export brings in."""
+"""Facts out of spools that one export brings in, of its own and of others each."""
 
 
 class ExporterStats(NamedTuple):
@@ -128,6 +130,8 @@ class StepSpanExporter(SpanExporter):
         redact: Redact | None = None,
         record: str | None = None,
         spool: str | os.PathLike[str] | bool | None = None,
+        encryption_key: str | None = None,
+        retention: Retention | Mapping[str, object] | None = None,
     ) -> None:
         """
         Args:
@@ -140,17 +144,29 @@ class StepSpanExporter(SpanExporter):
                 ``OTEL_EXPORTER_STEPS_RECORD``, else ``"steps"``.
             spool: The directory in which spans wait on disk while the database cannot be used, or ``"off"``. Default:
                 ``OTEL_EXPORTER_STEPS_SPOOL``, else ``$XDG_STATE_HOME/step_exporter``.
+            encryption_key: The base64 of 64 bytes: content, attributes and errors are stored encrypted. Of several,
+                separated by commas, the first encrypts and all decrypt. Default:
+                ``OTEL_EXPORTER_STEPS_ENCRYPTION_KEY``, else nothing is encrypted.
+            retention: ``{"days": 30, "max_bytes": "2GB"}``, or one of them: what is beyond is deleted, every ten
+                minutes. Default: ``OTEL_EXPORTER_STEPS_RETENTION_DAYS`` and ``…_RETENTION_MAX_BYTES``, else nothing is.
         """
         self._url = url
         self._content = content
         self._redact = redact
         self._record = record
         self._spool_home = spool
+        self._encryption_key = encryption_key
+        self._retention = retention
         self._shared: SharedWriter | None = None
         self._settings: _Settings | None = None
         self._closed = False
         self._renew()
-        _exporters.add(self)
+        rest_while_forking(self)
+
+    @property
+    def writing(self) -> threading.RLock:
+        """Held while it writes."""
+        return self._lock
 
     def after_fork(self) -> None:
         """Begin anew in a forked child."""
@@ -172,9 +188,11 @@ class StepSpanExporter(SpanExporter):
         self._notices = Notices(_log)
         self._retry_at = 0.0
         self._pause_s = _PAUSE_S
+        self._is_last = False
+        self._lacks_key = False
         self._adopt_at = 0.0
-        self._spooling = threading.Lock()
         self._spool: Spool | None = None
+        self._uncommitted: _Parts = []
         self._metrics: Metrics | None = None
 
     # The SDK's side
@@ -222,9 +240,7 @@ class StepSpanExporter(SpanExporter):
                 return
             self._closed = True
         if not self._lock.acquire(timeout=max(0, timeout_millis) / 1000):
-            _log.warning("step_exporter: an export was still going on at the end of shutdown's %d ms", timeout_millis)
-            self._keep(self._trees.drain(), [])  # the export is in the database's hands, and done with these
-            self._close_spool()
+            self._leave()
             return
         try:
             self._take(self._drain, 0)
@@ -260,20 +276,20 @@ class StepSpanExporter(SpanExporter):
             self._take(lambda: opened.append(self._store_open(spans)), 0)
             return opened == [True]
 
-    def tend(self) -> None:
-        """Bring in what waits in spools, and say that this process lives: for quiet times."""
+    def tend(self) -> bool:
+        """Bring in what waits in spools, and say that this process lives: for quiet times. Whether more waits."""
         with self._lock:
-            if self._shared is not None and not self._closed and time.monotonic() >= self._retry_at:
-                self._take(self._tend, 0)
+            if self._shared is None or self._closed or time.monotonic() < self._retry_at:
+                return False
+            self._take(self._tend, 0)
+            return self._retry_at == 0.0 and (self._adopt_at == 0.0 or self._counts["spooled"] > 0)
 
-    def rescue(self, spans: Sequence[ReadableSpan], *, are_new: bool = True) -> None:
-        """Spool spans past an export that hangs. Waits for nothing but the disk.
+    def hurry(self) -> None:
+        """Shutdown has begun: after a failure the database is not tried again."""
+        self._is_last = True
 
-        ``are_new``: whether they were not given to ``export`` before.
-        """
-        given = len(spans) if are_new else 0
-        with self._counting:
-            self._seen += given
+    def rescue(self, spans: Sequence[ReadableSpan]) -> None:
+        """Spool spans past an export that hangs. Waits for nothing but the disk."""
         try:
             settings = self._settings or self._read_settings()
             raws = self._prepared(self._converted(spans, SpanConverter()), settings)
@@ -282,7 +298,15 @@ class StepSpanExporter(SpanExporter):
             reason = _reason(error)
             self._notices.say(reason, "step_exporter: spans could not be spooled: %s%s", cause(error), _COUNTED)
             with self._counting:
-                self._dropped[reason] += given
+                self._dropped[reason] += len(spans)
+        finally:  # not before: an export that ends meanwhile counts what was seen and is nowhere as lost
+            with self._counting:
+                self._seen += len(spans)
+
+    def leave(self) -> None:
+        """Close without another word to the database, which may hang, perhaps in ``shutdown``: spool what waits."""
+        self._closed = True
+        self._leave()
 
     # Storing
 
@@ -324,8 +348,22 @@ class StepSpanExporter(SpanExporter):
     def _opened(self) -> tuple[_Settings, SharedWriter]:
         settings = self._settings or self._read_settings()
         if self._shared is None:
-            self._shared = acquire(settings.url)
+            self._shared = acquire(settings.url, settings.encryption_key)
+            if settings.retention is not None:
+                self._shared.retain(settings.retention)
         return settings, self._shared
+
+    def _leave(self) -> None:
+        """Spool what an export that hangs in the database has in its hands. Should that be committed all the same, the
+        spool's copy will change nothing."""
+        with self._counting:
+            parts, self._uncommitted = list(self._uncommitted), []
+        for prepared, rejected in [*parts, (self._trees.drain(), [])]:  # the export is done with the trees
+            self._keep(prepared, rejected)
+        place = f" at {self._shared.place}" if self._shared is not None else ""
+        message = "step_exporter: the database%s did not take all by the end of shutdown (%d spans spooled, %d dropped)"
+        _log.warning(message, place, self._counts["spooled"], self._dropped.total())
+        self._close_spool()
 
     def _drain(self) -> None:
         self._commit(self._trees.drain(), [])
@@ -337,10 +375,11 @@ class StepSpanExporter(SpanExporter):
         shared = self._shared
         if shared is None or not (prepared or rejected):
             return
-        parts: list[tuple[list[Prepared], list[Rejected]]] = [
+        parts: _Parts = [
             *(([], rejected[at : at + MAX_BATCH]) for at in range(0, len(rejected), MAX_BATCH)),
             *((prepared[at : at + MAX_BATCH], []) for at in range(0, len(prepared), MAX_BATCH)),
         ]
+        self._uncommitted = parts
         while parts:
             spans, refused = parts[0]
             try:
@@ -348,13 +387,20 @@ class StepSpanExporter(SpanExporter):
                 result = shared.make_ready().commit(spans, refused)
             except BaseException as error:
                 if not isinstance(error, _LeftAloneError):
+                    self._lacks_key = _is_encryption(error)
                     self._pause()
-                for spans, refused in parts:
+                with self._counting:
+                    left = [] if self._uncommitted is not parts else parts
+                    self._uncommitted = []
+                for spans, refused in left:
                     self._keep(spans, refused, error)
                 raise
-            del parts[0]
-            self._count(result, sum(item.encoded.raw.ended for item in spans) + len(refused))
-        self._retry_at, self._pause_s = 0.0, _PAUSE_S
+            with self._counting:
+                was_rescued = self._uncommitted is not parts
+                del parts[0]
+            ended = 0 if was_rescued else sum(item.encoded.raw.ended for item in spans) + len(refused)
+            self._count(result, ended)
+        self._reached()
         if self._counts["spooled"] or time.monotonic() >= self._adopt_at:
             self._tend()
 
@@ -362,8 +408,12 @@ class StepSpanExporter(SpanExporter):
         if time.monotonic() < self._retry_at:
             raise _LeftAloneError
 
+    def _reached(self) -> None:
+        self._retry_at, self._pause_s = 0.0, _PAUSE_S
+        self._lacks_key = False
+
     def _pause(self) -> None:
-        self._retry_at = time.monotonic() + self._pause_s
+        self._retry_at = math.inf if self._is_last else time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
 
     # The spool
@@ -375,29 +425,22 @@ class StepSpanExporter(SpanExporter):
     def _spool_rows(self, rows: list[Rejected], error: BaseException | None) -> None:
         if not rows:
             return
-        mine = self._spooling.acquire(timeout=_SPOOL_WAIT_S)  # held while its facts go to a database that may hang
-        try:
-            kept = 0
-            reason = _reason(error) if error is not None else DropReason.DATABASE
-            spool = (self._spool if mine else None) or self._make_spool()
-            if spool is not None:
-                reason = DropReason.SPOOL_FULL
-                try:
-                    kept = spool.put(rows)
-                except Exception as failure:
-                    reason = DropReason.SPOOL
-                    self._notices.say(reason, "step_exporter: spans are lost: %s%s", cause(failure), _COUNTED)
-                if mine:
-                    self._spool = spool
-                else:
-                    spool.close()
-            with self._counting:
-                self._counts["spooled"] += kept
-                if kept < len(rows):
-                    self._dropped[reason] += len(rows) - kept
-        finally:
-            if mine:
-                self._spooling.release()
+        kept = 0
+        reason = _reason(error) if error is not None else DropReason.DATABASE
+        spool = self._own_spool()
+        if self._lacks_key and self._cipher() is None:
+            spool, reason = None, DropReason.CONFIGURATION  # no plain text beside an encrypted database
+        if spool is not None:
+            reason = DropReason.SPOOL_FULL
+            try:
+                kept = spool.put(rows)
+            except Exception as failure:
+                reason = DropReason.SPOOL
+                self._notices.say(reason, "step_exporter: spans are lost: %s%s", cause(failure), _COUNTED)
+        with self._counting:
+            self._counts["spooled"] += kept
+            if kept < len(rows):
+                self._dropped[reason] += len(rows) - kept
 
     def _release(self) -> None:
         shared, self._shared = self._shared, None
@@ -406,23 +449,23 @@ class StepSpanExporter(SpanExporter):
 
     def _close_spool(self) -> None:
         """Leave what is in it to whoever reaches the database next."""
-        if self._spooling.acquire(timeout=_SPOOL_WAIT_S):
-            try:
-                if self._spool is not None:
-                    self._spool.close()
-                    self._spool = None
-            finally:
-                self._spooling.release()
+        if self._spool is not None:
+            self._spool.close()
 
-    def _make_spool(self) -> Spool | None:
-        directory = self._spool_directory()
-        return None if directory is None else Spool(directory)
+    def _own_spool(self) -> Spool | None:
+        with self._counting:
+            if self._spool is None and (directory := self._spool_directory()) is not None:
+                self._spool = Spool(directory, cipher=self._cipher())
+            return self._spool
 
     def _spool_directory(self) -> Path | None:
         settings = self._settings
         if settings is None or settings.spool is False:
             return None
         return spool_directory(settings.url, settings.spool)
+
+    def _cipher(self) -> Cipher | None:
+        return None if self._settings is None else self._settings.cipher
 
     def _account(self) -> Account:
         counts = self._counts
@@ -442,17 +485,20 @@ class StepSpanExporter(SpanExporter):
         try:
             shared.make_ready()
             shared.beat(id(self), self._account())
-            with self._spooling:
-                if self._spool is not None:
-                    brought = self._spool.bring_in(write, _BRING_IN)
-                    with self._counting:
-                        self._counts["spooled"] -= brought
-                        self._counts["committed"] += brought
+            moved = 0
+            while self._spool is not None and moved < _BRING_IN and (brought := self._spool.bring_in(write)):
+                moved += brought
+                with self._counting:
+                    self._counts["spooled"] -= brought
+                    self._counts["committed"] += brought
             if time.monotonic() >= self._adopt_at:
-                self._adopt_at = time.monotonic() + _ADOPT_S
                 directory = self._spool_directory()
+                adopted = 0
                 if directory is not None and directory.is_dir():
-                    self._counts["adopted"] += adopt(directory, write)
+                    adopted = adopt(directory, write, _BRING_IN, self._cipher())
+                self._counts["adopted"] += adopted
+                self._adopt_at = 0.0 if adopted >= _BRING_IN else time.monotonic() + _ADOPT_S
+            self._reached()
         except BaseException:
             self._pause()
             raise
@@ -470,7 +516,15 @@ class StepSpanExporter(SpanExporter):
         return raws
 
     def _read_settings(self) -> _Settings:
-        self._settings = _Settings.of(self._url, self._content, self._redact, self._record, self._spool_home)
+        self._settings = _Settings.of(
+            self._url,
+            self._content,
+            self._redact,
+            self._record,
+            self._spool_home,
+            self._encryption_key,
+            self._retention,
+        )
         return self._settings
 
     # Faults and counts
@@ -520,6 +574,10 @@ class StepSpanExporter(SpanExporter):
         self._counts["quarantined"] += result.quarantined
 
 
+_Parts = list[tuple[list[Prepared], list[Rejected]]]
+"""What goes into transactions of their own."""
+
+
 class _Settings(NamedTuple):
     url: DatabaseURL
     content: bool
@@ -527,6 +585,10 @@ class _Settings(NamedTuple):
     everything: bool
     spool: str | os.PathLike[str] | Literal[False] | None
     """Where spools are kept, if not in the user's state directory."""
+    encryption_key: str | None
+    cipher: Cipher | None
+    """Of the spool."""
+    retention: Retention | None
 
     @classmethod
     def of(
@@ -536,6 +598,8 @@ class _Settings(NamedTuple):
         redact: Redact | None,
         record: str | None,
         spool: str | os.PathLike[str] | bool | None,
+        encryption_key: str | None,
+        retention: Retention | Mapping[str, object] | None,
     ) -> _Settings:
         """Arguments, else environment variables, else defaults. Raises ``ConfigurationError``."""
         get = os.environ.get
@@ -547,6 +611,9 @@ class _Settings(NamedTuple):
             redact,
             _choice("record", record, environment.OTEL_EXPORTER_STEPS_RECORD, ("steps", "all")) == "all",
             _home(spool),
+            encryption_key,
+            make_cipher(encryption_key),
+            Retention.of(retention),
         )
 
 
@@ -578,17 +645,9 @@ def _reason(error: BaseException | None) -> str:
     return DropReason.DATABASE if isinstance(error, StepExporterError) else DropReason.ERROR
 
 
+def _is_encryption(error: BaseException) -> bool:
+    return isinstance(error, EncryptionError) or isinstance(error.__cause__, EncryptionError)
+
+
 def _on_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-_exporters: weakref.WeakSet[StepSpanExporter] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for exporter in tuple(_exporters):
-        exporter.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -17,7 +17,8 @@ STATUS_MESSAGE = "status.message"
 
 
 def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
-    """The span with every text in its attributes, events, links, name and status message given to ``redact``.
+    """The span with every text in its attributes, events, links, name, status message, resource and scope given to
+    ``redact``.
 
     Texts within sequences and mappings are given one by one, under the attribute's name. Where ``redact`` raises or
     gives anything but a text, the text is replaced: what might be a secret is not stored.
@@ -48,4 +49,6 @@ def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
         attributes=all_of(raw.attributes),
         events=tuple(event._replace(attributes=all_of(event.attributes)) for event in raw.events),
         links=tuple(link._replace(attributes=all_of(link.attributes)) for link in raw.links),
+        resource=raw.resource._replace(attributes=all_of(raw.resource.attributes)),
+        scope=raw.scope._replace(attributes=all_of(raw.scope.attributes)),
     )

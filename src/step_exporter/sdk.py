@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
-from step_exporter.facts import AttributeValue, Event, Link, RawSpan, Resource, Scope
+from step_exporter.facts import HAS_IS_REMOTE, IS_REMOTE, AttributeValue, Event, Link, RawSpan, Resource, Scope
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -102,7 +102,7 @@ def _link(link: Any) -> Link:
         trace_state=context.trace_state.to_header() if context.trace_state else "",
         attributes=_attributes(link.attributes),
         dropped_attributes=getattr(link, "dropped_attributes", 0),
-        flags=int(context.trace_flags),
+        flags=int(context.trace_flags) | HAS_IS_REMOTE | (IS_REMOTE if context.is_remote else 0),
     )
 
 

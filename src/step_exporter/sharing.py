@@ -14,9 +14,14 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from step_exporter.errors import ConfigurationError
+from step_exporter.keeper import Keeper, Retention
+from step_exporter.store.encryption import Cipher, cipher_of, make_cipher
 from step_exporter.store.engine import DatabaseURL, create_sync_engine, display_url, sqlite_path, sync_url
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import Writer
+from step_exporter.store.postgresql import ANSWER_S
+from step_exporter.store.privileges import check_may_write
 from step_exporter.store.processes import HEARTBEAT_S, Account, find_abandoned, heartbeat, register
 from step_exporter.store.schema import ensure_schema
 
@@ -41,6 +46,7 @@ class SharedWriter:
         self._inode: tuple[int, int] | None = None
         """Of the SQLite file: one that is deleted or replaced could be written to without an error."""
         self._accounts: dict[int, Account] = {}
+        self._keeper: Keeper | None = None
 
     def make_ready(self) -> Writer:
         """Connect, make the tables, and look for what processes that are gone left open, once. Raises
@@ -53,13 +59,23 @@ class SharedWriter:
                 self.is_ready, self._process_id = False, None
             if not self.is_ready:
                 ensure_schema(self.engine)
+                check_may_write(self.engine)
                 self._inode = _inode(self._path)
                 try:
                     find_abandoned(self.engine, self.writer)
                 except Exception as error:  # the next one that looks may have more luck
                     _log.warning("step_exporter could not look for abandoned spans: %s", cause(error))
                 self.is_ready = True
+            if self._keeper is not None:
+                self._keeper.start()
         return self.writer
+
+    def retain(self, retention: Retention) -> None:
+        """Prune the database on a schedule, by the strictest of what is asked for."""
+        with self.lock:
+            if self._keeper is None:
+                self._keeper = Keeper(self.engine, self.place, retention)
+            self._keeper.retention = retention.stricter(self._keeper.retention)
 
     def process(self) -> str:
         """The id of this process in ``processes``, put down at the first call."""
@@ -103,6 +119,8 @@ class SharedWriter:
             if self.users:
                 return
             _shared.pop(self.key, None)
+        if self._keeper is not None:
+            self._keeper.stop()
         if self._process_id is not None and is_reachable:
             try:
                 heartbeat(self.engine, self._process_id, self._account(), ended=True)
@@ -123,16 +141,24 @@ _lock = threading.Lock()
 _shared: dict[str, SharedWriter] = {}
 
 
-def acquire(url: DatabaseURL) -> SharedWriter:
+def acquire(url: DatabaseURL, encryption_key: str | None = None) -> SharedWriter:
     """The writer for a database; ``release`` it in the end. Connects to nothing. Raises ``ConfigurationError``."""
+    cipher = make_cipher(encryption_key)
     path = sqlite_path(url)
     key = str(path) if path is not None else sync_url(url).render_as_string(hide_password=False)
     with _lock:
         shared = _shared.get(key)
         if shared is None:
-            shared = _shared[key] = SharedWriter(key, create_sync_engine(url), display_url(url), path)
+            engine = create_sync_engine(url, encryption_key=encryption_key, answer_s=ANSWER_S)
+            shared = _shared[key] = SharedWriter(key, engine, display_url(url), path)
+        elif _key_ids(cipher) != _key_ids(cipher_of(shared.engine)):
+            raise ConfigurationError(f"This process writes to {shared.place} with another encryption key already.")
         shared.users += 1
         return shared
+
+
+def _key_ids(cipher: Cipher | None) -> tuple[str, ...]:
+    return () if cipher is None else cipher.key_ids
 
 
 def _after_fork_in_child() -> None:

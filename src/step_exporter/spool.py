@@ -12,21 +12,24 @@ import contextlib
 import hashlib
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import orjson
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from step_exporter.errors import DatabaseError
-from step_exporter.facts import RawSpan
-from step_exporter.store.codec import canonical, from_canonical
+from step_exporter.errors import DatabaseError, EncryptionError
+from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
+from step_exporter.store import values
+from step_exporter.store.encryption import Cipher, is_sealed
 from step_exporter.store.engine import DatabaseURL, create_sync_engine, sqlite_path, sync_url
 from step_exporter.store.failures import cause
 from step_exporter.store.prepare import UNSTORABLE, Prepared, Rejected
-from step_exporter.store.safety import made_safe
+from step_exporter.store.safety import is_safe, made_safe, safe_source
 
 try:
     import fcntl
@@ -80,12 +83,55 @@ def spool_directory(url: DatabaseURL, home: str | os.PathLike[str] | None = None
 
 
 def spooled(raw: RawSpan) -> Rejected:
-    """A span as a row of a spool."""
+    """A span as a row of a spool: JSON of what differs from a span's defaults. Without nulls it is written by one call
+    of orjson, in a fifth of the time (7 µs)."""
+    safe = raw if is_safe(raw) else made_safe(raw)
     try:
-        body = canonical(raw)
-    except (TypeError, ValueError):
-        body = canonical(made_safe(raw))
-    return Rejected(raw.trace_id, raw.span_id, _SPOOLED, "", body)
+        body = _encoded(safe)
+    except Exception:  # what a resource holds is not looked at before, as thousands of spans share it
+        resource, scope = safe_source(raw.resource), safe_source(raw.scope)
+        body = _encoded(safe._replace(resource=cast(Resource, resource), scope=cast(Scope, scope)))
+    return Rejected(None, None, _SPOOLED, "", body)
+
+
+def _encoded(raw: RawSpan) -> bytes:
+    fact: dict[str, Any] = {
+        key: value for key, value, usual in zip(RawSpan._fields, raw, _USUAL, strict=True) if value != usual
+    }
+    fact["resource"], fact["scope"] = raw.resource._asdict(), raw.scope._asdict()
+    if raw.events:
+        fact["events"] = tuple(event._asdict() for event in raw.events)
+    if raw.links:
+        fact["links"] = tuple(link._asdict() for link in raw.links)
+    return values.encode_value(fact).encode()
+
+
+_USUAL = tuple(RawSpan._field_defaults.get(name) for name in RawSpan._fields)
+
+
+def _decoded(body: bytes) -> RawSpan:
+    """The span of a row. Raises ``ValueError``, ``TypeError``, ``KeyError`` if it is none."""
+    fact = cast("dict[str, Any]", values.restore_value(orjson.loads(body)))
+    fact.setdefault("parent_span_id", None)
+    fact["resource"], fact["scope"] = Resource(**fact["resource"]), Scope(**fact["scope"])
+    fact["events"] = tuple(Event(**event) for event in fact.get("events", ()))
+    fact["links"] = tuple(Link(**link) for link in fact.get("links", ()))
+    return RawSpan(**fact)
+
+
+def _sealed(cipher: Cipher, row: Rejected) -> Rejected:
+    detail = cipher.seal(row.detail, "waiting.detail") if row.detail else ""
+    return row._replace(detail=detail, body=cipher.seal(row.body, "waiting.body").encode())
+
+
+def _opened(cipher: Cipher | None, row: Rejected) -> Rejected:
+    """Raises ``EncryptionError``."""
+    if not is_sealed(row.body):
+        return row
+    if cipher is None:
+        raise EncryptionError("it is encrypted, and no key is given")
+    detail = cipher.open(row.detail, "waiting.detail").decode() if row.detail else ""
+    return row._replace(detail=detail, body=cipher.open(row.body.decode(), "waiting.body"))
 
 
 def spooled_all(prepared: Sequence[Prepared], rejected: Sequence[Rejected]) -> list[Rejected]:
@@ -94,11 +140,14 @@ def spooled_all(prepared: Sequence[Prepared], rejected: Sequence[Rejected]) -> l
 
 
 class Spool:
-    """One exporter's spool. The file is made by the first ``put`` and goes when it is empty. Not thread-safe."""
+    """One exporter's spool. The file is made by the first ``put`` and goes when it is empty. Thread-safe: a ``put``
+    never waits for the database that a ``bring_in`` writes to."""
 
-    def __init__(self, directory: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, directory: Path, max_bytes: int = DEFAULT_MAX_BYTES, cipher: Cipher | None = None) -> None:
         self.directory = directory
+        self._cipher = cipher
         self._max_bytes = max_bytes
+        self._lock = threading.Lock()
         self._file: _File | None = None
         self._bytes = 0
         self.waiting = 0
@@ -107,44 +156,54 @@ class Spool:
     @property
     def path(self) -> Path | None:
         """The file, while there is one."""
-        return None if self._file is None else self._file.path
+        file = self._file
+        return None if file is None else file.path
 
     def put(self, rows: Sequence[Rejected]) -> int:
         """Append rows and commit; how many of them (the first ones) there was room for. Raises ``DatabaseError``."""
-        size = count = 0
-        for row in rows:
-            if self._bytes + size + len(row.body) > self._max_bytes:
-                break
-            size += len(row.body)
-            count += 1
-        if count:
-            with _as_database_error():
-                if self._file is None:
-                    self._file = _File.create(self.directory)
-                self._file.insert(rows[:count])
-            self._bytes += size
-            self.waiting += count
-        return count
+        if (cipher := self._cipher) is not None:
+            rows = [_sealed(cipher, row) for row in rows]
+        with self._lock:
+            size = count = 0
+            for row in rows:
+                if self._bytes + size + len(row.body) > self._max_bytes:
+                    break
+                size += len(row.body)
+                count += 1
+            if count:
+                with _as_database_error():
+                    if self._file is None:
+                        self._file = _File.create(self.directory, self._cipher)
+                    self._file.insert(rows[:count])
+                self._bytes += size
+                self.waiting += count
+            return count
 
-    def bring_in(self, write: Write, limit: int) -> int:
-        """Hand up to so many facts to ``write`` and delete them; how many. What ``write`` raises passes through."""
-        if self._file is None:
+    def bring_in(self, write: Write) -> int:
+        """Hand the first facts to ``write`` and delete them; how many. What ``write`` raises passes through."""
+        with self._lock:
+            file = self._file
+            chunk = file.first() if file is not None else None
+        if file is None or chunk is None:
             return 0
-        done = 0
-        while done < limit and (moved := self._file.move(write)):
-            done += moved
-            self.waiting -= moved
-        if not self.waiting:
-            self._remove()
-        return done
+        write(chunk.raws, chunk.rejected)
+        with self._lock:
+            if self._file is file:  # not closed meanwhile: whoever adopts it writes these again, to no effect
+                file.delete(chunk)
+                self._bytes -= chunk.size
+                self.waiting -= chunk.facts
+                if not self.waiting:
+                    self._remove()
+        return chunk.facts
 
     def close(self) -> None:
         """Leave what waits to the next process."""
-        if self._file is not None and not self.waiting:
-            self._remove()
-        elif self._file is not None:
-            self._file.close()
-        self._file = None
+        with self._lock:
+            if self._file is not None and not self.waiting:
+                self._remove()
+            elif self._file is not None:
+                self._file.close()
+            self._file, self._bytes, self.waiting = None, 0, 0
 
     def _remove(self) -> None:
         if self._file is not None:
@@ -152,21 +211,25 @@ class Spool:
         self._file, self._bytes, self.waiting = None, 0, 0
 
 
-def adopt(directory: Path, write: Write, limit: int = 10_000) -> int:
-    """Bring in what processes that are gone left behind; how many facts. What ``write`` raises passes through."""
+def adopt(directory: Path, write: Write, limit: int, cipher: Cipher | None = None) -> int:
+    """Bring in up to about so many facts of processes that are gone; how many. What ``write`` raises passes
+    through."""
     done = 0
     for path in _files(directory):
         if done >= limit:
             break
-        file = _File.adopt(path)
+        file = _File.adopt(path, cipher)
         if file is None:
             continue
         try:
-            while done < limit and (moved := file.move(write)):
-                done += moved
-            if file.is_empty():
-                file.remove()
-        except _BrokenError as error:
+            while (chunk := file.first()) is not None:
+                if done >= limit:
+                    return done
+                write(chunk.raws, chunk.rejected)
+                file.delete(chunk)
+                done += chunk.facts
+            file.remove()
+        except (_BrokenError, EncryptionError) as error:
             if path in _broken:
                 continue
             _broken.add(path)
@@ -189,17 +252,34 @@ def spool_files(directory: Path) -> Iterator[SpoolFile]:
             file.close()
 
 
+class _Chunk(NamedTuple):
+    """Facts out of a spool that go into the database together. Twice written is stored once."""
+
+    raws: list[RawSpan]
+    rejected: list[Rejected]
+    last: int
+    """The id of the last row."""
+    size: int
+    """Bytes of the rows."""
+
+    @property
+    def facts(self) -> int:
+        """How many."""
+        return len(self.raws) + len(self.rejected)
+
+
 class _File:
     """A spool's file, locked by this process."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, cipher: Cipher | None) -> None:
         self.path = path
         self._lock = lock
-        self._engine: Engine = create_sync_engine(path)
+        self._cipher = cipher
+        self._engine: Engine = create_sync_engine(path, encryption_key="")  # rows of a spool are sealed here
         _mine.add(path)
 
     @classmethod
-    def create(cls, directory: Path) -> _File:
+    def create(cls, directory: Path, cipher: Cipher | None) -> _File:
         """A new file that only this user may read."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.db"
@@ -207,7 +287,7 @@ class _File:
         try:
             _try_lock(lock)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            file = cls(path, lock)
+            file = cls(path, lock, cipher)
         except BaseException:
             os.close(lock)
             _lock_path(path).unlink(missing_ok=True)
@@ -217,7 +297,7 @@ class _File:
         return file
 
     @classmethod
-    def adopt(cls, path: Path) -> _File | None:
+    def adopt(cls, path: Path, cipher: Cipher | None = None) -> _File | None:
         """The file, if nobody has it."""
         if path in _mine:  # this process' own: its record lock would be granted, and closing would give it up
             return None
@@ -226,7 +306,7 @@ class _File:
         except OSError:
             return None
         if _try_lock(lock) and path.exists():
-            return cls(path, lock)
+            return cls(path, lock, cipher)
         if not path.exists():  # another process was faster, and is done with it
             _lock_path(path).unlink(missing_ok=True)
         os.close(lock)
@@ -237,32 +317,30 @@ class _File:
         with self._engine.begin() as conn:
             conn.exec_driver_sql(_INSERT, [tuple(row) for row in rows])
 
-    def move(self, write: Write) -> int:
-        """Write the first facts to the database, then delete them here; how many. Twice written is stored once."""
+    def first(self) -> _Chunk | None:
+        """The first facts; None if there are none."""
         with _as_broken(), self._engine.begin() as conn:
             conn.exec_driver_sql(_TABLE)  # its maker may have died before the first commit
             rows = conn.exec_driver_sql(_TAKE, (CHUNK,)).fetchall()
         if not rows:
-            return 0
+            return None
         raws: list[RawSpan] = []
         rejected: list[Rejected] = []
-        for _, trace_id, span_id, reason, detail, body in rows:
+        for _, *row in rows:
+            trace_id, span_id, reason, detail, body = _opened(self._cipher, Rejected(*row))
             if reason != _SPOOLED:
                 rejected.append(Rejected(trace_id, span_id, reason, detail, body))
                 continue
             try:
-                raws.append(from_canonical(body))
+                raws.append(_decoded(body))
             except Exception as error:
                 rejected.append(Rejected(trace_id, span_id, UNSTORABLE, f"in the spool: {cause(error)}", body))
-        write(raws, rejected)
-        with _as_broken(), self._engine.begin() as conn:
-            conn.exec_driver_sql("DELETE FROM waiting WHERE id <= ?", (rows[-1][0],))
-        return len(rows)
+        return _Chunk(raws, rejected, rows[-1][0], sum(len(row[-1]) for row in rows))
 
-    def is_empty(self) -> bool:
-        """Whether no fact waits."""
+    def delete(self, chunk: _Chunk) -> None:
+        """Delete what has been written."""
         with _as_broken(), self._engine.begin() as conn:
-            return conn.exec_driver_sql("SELECT 1 FROM waiting LIMIT 1").first() is None
+            conn.exec_driver_sql("DELETE FROM waiting WHERE id <= ?", (chunk.last,))
 
     def close(self) -> None:
         """Give the file up."""
@@ -312,7 +390,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _count(path: Path) -> int | None:
-    engine = create_sync_engine(path, read_only=True)
+    engine = create_sync_engine(path, read_only=True, encryption_key="")
     try:
         with engine.connect() as conn:
             return conn.exec_driver_sql("SELECT count(*) FROM waiting").scalar_one()

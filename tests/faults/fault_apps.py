@@ -53,10 +53,10 @@ def ended(span_id: int = 7, attributes: Any = None, trace_id: int = 0xABC, paren
     )
 
 
-def start(code: str, db: str | Path, **env: str) -> subprocess.Popen[str]:
-    """Start a program that exports to a database."""
+def start(code: str, db: str | Path, first: str = "", **env: str) -> subprocess.Popen[str]:
+    """Start a program that exports to a database. ``first``: code that comes before its imports."""
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", APP + textwrap.dedent(code)],
+        [sys.executable, "-W", "error", "-c", first + APP + textwrap.dedent(code)],
         env={**os.environ, "DB": str(db), **env},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -65,9 +65,9 @@ def start(code: str, db: str | Path, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def run(code: str, db: str | Path, **env: str) -> tuple[int, str, str]:
+def run(code: str, db: str | Path, first: str = "", **env: str) -> tuple[int, str, str]:
     """Run one to its end: its code, output and errors."""
-    process = start(code, db, **env)
+    process = start(code, db, first, **env)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 

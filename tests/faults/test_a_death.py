@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fault_apps import ended, rows, run, start
 
 from step_exporter.exporter import StepSpanExporter
@@ -51,6 +52,8 @@ def test_a3_kill_9_while_the_spool_is_written_loses_no_acknowledged_span(
     db.parent.mkdir()
     exporter = StepSpanExporter(db)
     exporter.export([ended()])
+    while exporter.tend():
+        pass
     assert acknowledged <= exporter.stats().adopted <= acknowledged + 1
     assert_invariants(db, exporter.stats(), spans=exporter.stats().adopted + 1)
     exporter.shutdown()
@@ -84,6 +87,21 @@ def test_a5_sigterm_drains_or_spools_and_ends_in_time(tmp_path: Path, assert_inv
     assert sum(file.facts or 0 for file in spool_files(directory)) == 5000
 
 
+def test_a5_a_full_queue_and_no_database_are_shut_down_in_time() -> None:
+    """The next program brings the spans in; 100,000 of them in every case with STEP_EXPORTER_LONG=1."""
+    long = ["--spans", "100000"]
+    short = ["--spans", "2500", "--seconds", "1", "--only", "SQLite locked shutdown"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.shutdown", *(long if os.environ.get("STEP_EXPORTER_LONG") else short)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a6_ctrl_c_loses_nothing_and_shows_no_traceback_of_ours(db: Path, assert_invariants: Any) -> None:
     process = start("end(2000); print('ready', flush=True); time.sleep(60)", db)
     assert process.stdout is not None
@@ -102,6 +120,52 @@ def test_a7_exits_of_every_kind(db: Path, assert_invariants: Any) -> None:
     run("end(100); handle.flush(30); end(1); os._exit(0)", db)
     assert_invariants(db)
     assert rows(db, "SELECT count(*) FROM spans")[0][0] in (300, 301)  # the last one was not flushed
+
+
+def test_a8_spans_that_end_while_the_interpreter_ends_are_stored(db: Path, assert_invariants: Any) -> None:
+    code, out, err = run(
+        """
+        import atexit
+        class Late:
+            def __del__(self):
+                end(1)
+                handle.processor._exporter.export([])
+        kept = Late()  # taken away with the module, after shutdown
+        atexit.register(end, 20)
+        end(1)
+        """,
+        db,
+    )
+    assert (code, out, err) == (0, "", "")
+    assert_invariants(db, spans=21)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a8_where_no_thread_can_start_shutdown_writes_or_spools(
+    tmp_path: Path, away: bool, assert_invariants: Any
+) -> None:
+    """As in atexit handlers since Python 3.12, and where a limit on threads is reached."""
+    db = tmp_path / "later" / "steps.db"
+    if not away:
+        db.parent.mkdir()
+    code, out, err = run(
+        """
+        def no_thread(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = no_thread
+        end(300)
+        report = handle.shutdown(30)
+        print(report.committed, report.spooled, report.seen)
+        """,
+        db,
+    )
+    assert (code, out) == (0, "0 300 300\n" if away else "300 0 300\n")
+    assert "Traceback" not in err
+    db.parent.mkdir(exist_ok=True)
+    exporter = StepSpanExporter(db)
+    exporter.export([ended()])
+    assert_invariants(db, exporter.stats(), spans=301)
+    exporter.shutdown()
 
 
 def test_a9_after_shutdown_is_counted(db: Path, assert_invariants: Any) -> None:
@@ -137,7 +201,7 @@ def test_a11_flush_says_that_the_database_is_down(tmp_path: Path) -> None:
 
 def test_a1_random_kills_lose_nothing_that_was_acknowledged() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
-    kills = os.environ.get("STEP_EXPORTER_KILLS", "5")
+    kills = os.environ.get("STEP_EXPORTER_KILLS", "25")
     done = subprocess.run(
         [sys.executable, str(script), "--kills", kills], capture_output=True, text=True, check=False, timeout=7200
     )

@@ -79,7 +79,7 @@ def test_a_slash_too_few_is_named() -> None:
         sync_url("sqlite://steps.db")
 
 
-def test_passwords_are_masked() -> None:
+def test_g11_passwords_are_masked() -> None:
     shown = display_url("postgresql+asyncpg://u:secret@h/d?sslpassword=secret&password=secret&application_name=app")
     assert "secret" not in shown
     assert "u:***@h/d" in shown
@@ -128,10 +128,24 @@ def test_making_an_engine_does_not_connect(path: Path) -> None:
 
 def test_a_file_is_set_up_for_readers_beside_a_writer(stored: Path) -> None:
     engine = create_sync_engine(stored)
-    expected = {"journal_mode": "wal", "auto_vacuum": 2, "synchronous": 1, "foreign_keys": 1, "busy_timeout": 10_000}
+    expected = {"journal_mode": "wal", "auto_vacuum": 2, "synchronous": 1, "foreign_keys": 1, "busy_timeout": 10}
     with engine.connect() as connection:
         assert {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in expected} == expected
     engine.dispose()
+
+
+def test_a_commit_waits_for_the_disk_where_the_url_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'steps.db'}?synchronous=full"
+    engine = create_sync_engine(url)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    engine.dispose()
+    engine = create_sync_engine(url, read_only=True)
+    engine.connect().close()
+    engine.dispose()
+    assert sqlite_path(url) == tmp_path / "steps.db"
+    with pytest.raises(ConfigurationError, match="'OFF'; it is NORMAL or FULL"):
+        create_sync_engine(f"sqlite:///{tmp_path / 'steps.db'}?synchronous=OFF")
 
 
 def test_a_reader_sees_one_snapshot_while_a_writer_goes_on(stored: Path) -> None:

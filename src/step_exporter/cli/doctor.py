@@ -20,7 +20,9 @@ from step_exporter.ddl import VERSION
 from step_exporter.environment import OTEL_EXPORTER_STEPS_SPOOL
 from step_exporter.models import Base
 from step_exporter.spool import spool_directory, spool_files
-from step_exporter.store.engine import create_sync_engine, display_url
+from step_exporter.store import sqlite
+from step_exporter.store.audit import Caller, current_user
+from step_exporter.store.engine import create_sync_engine, display_url, sqlite_path
 from step_exporter.store.processes import find_abandoned
 from step_exporter.store.requeue import requeue
 from step_exporter.store.schema import check_schema, schema_version
@@ -89,7 +91,7 @@ def _findings(engine: Engine, db: str, again: bool, spool: Path | None) -> Itera
     yield Finding("database", display_url(db), display_url(db))
     found = find_abandoned(engine)
     if again:
-        done = requeue(engine)
+        done = requeue(engine, Caller(current_user()))
         yield Finding(
             "requeue", done._asdict(), f"{done.stored:,} stored, {done.refused:,} refused again", not done.refused
         )
@@ -101,6 +103,8 @@ def _findings(engine: Engine, db: str, again: bool, spool: Path | None) -> Itera
         yield _open(conn, found)
         yield _quarantine(conn)
         yield _processes(conn)
+    if (path := sqlite_path(db)) is not None:
+        yield _log(sqlite.wal_bytes(path))
     yield _spools(db, spool)
 
 
@@ -146,6 +150,13 @@ def _processes(conn: Connection) -> Finding:
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items()))
     value = {"seen": seen, "committed": committed, "spooled": spooled, "dropped": dict(dropped)}
     return Finding("seen", value, said + (f" ({reasons})" if reasons else ""), not dropped)
+
+
+def _log(size: int) -> Finding:
+    """The write-ahead log, which grows while a reader keeps it from being written back."""
+    is_well = size <= sqlite.WAL_LIMIT
+    hint = "" if is_well else ": some program reads in one transaction that does not end"
+    return Finding("log", size, f"{size / 2**20:,.1f} MiB are not written back{hint}", is_well)
 
 
 def _spools(db: str, home: Path | None) -> Finding:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 import weakref
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote
 
 import aiosqlite
@@ -30,16 +29,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, IsolationLevel
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from step_exporter.errors import ConfigurationError, DatabaseError, NotFoundError
+from step_exporter.store import postgresql, sqlite
+from step_exporter.store.encryption import OPTION, make_cipher
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 DatabaseURL = str | os.PathLike[str] | URL
 
 BUSY_TIMEOUT_S = 10
 """How long a SQLite transaction waits for another process's."""
-OLDEST_POSTGRESQL = 15
 
+_SYNCHRONOUS = ("NORMAL", "FULL")
 _SQLITE = frozenset({"sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"})
 _POSTGRESQL = frozenset(
     f"{scheme}{driver}"
@@ -47,27 +50,20 @@ _POSTGRESQL = frozenset(
     for driver in ("", "+psycopg", "+psycopg_async", "+psycopg2", "+asyncpg")
 )
 _ACCEPTED = "Give sqlite:///steps.db, postgresql://user:password@host/database, or the path of a SQLite file."
-# A server that is gone is noticed within a minute, by libpq; what the URL says wins.
-_LIBPQ_DEFAULTS = {
-    "connect_timeout": 10,
-    "application_name": "step_exporter",
-    "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-}
 
 
 def sync_url(url: DatabaseURL) -> URL:
     """The URL for the sync driver: pysqlite or psycopg.
 
-    Takes every SQLite and PostgreSQL URL whatever its driver, and the path of a SQLite file. Raises
+    Takes every SQLite and PostgreSQL URL whatever its driver, and the path of a SQLite file; of a SQLite file,
+    ``?synchronous=FULL`` makes each commit survive a power cut, at the price of an fsync. Raises
     ``ConfigurationError``, which names what is accepted, for anything else.
     """
     parsed = _parse(url)
     if parsed.drivername in _SQLITE:
         if parsed.host or parsed.username:
             raise ConfigurationError(f"A SQLite URL has three slashes before the path: sqlite:///{parsed.host}")
+        _synchronous(parsed)
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername in _POSTGRESQL:
         query = dict(parsed.query)
@@ -99,31 +95,42 @@ def sqlite_path(url: DatabaseURL) -> Path | None:
     return Path(parsed.database or "").absolute()
 
 
-def create_sync_engine(url: DatabaseURL, *, read_only: bool = False) -> Engine:
-    """An engine for threads; it outlives forks.
+def create_sync_engine(
+    url: DatabaseURL,
+    *,
+    read_only: bool = False,
+    encryption_key: str | None = None,
+    answer_s: float | None = None,
+) -> Engine:
+    """An engine for threads; it outlives forks. ``encryption_key`` is as ``encryption.make_cipher`` takes it;
+    ``answer_s`` is after how many seconds without an answer to a statement a PostgreSQL connection is taken for lost.
 
     Every transaction of a writing one on SQLite begins IMMEDIATE, so that it waits for another writer at its start
     rather than fail in its middle. ``read_only`` ones see one snapshot per transaction and cannot write; on connect
     they raise ``NotFoundError`` where there is no file. Both raise ``DatabaseError`` on connect for what cannot be
-    opened, ``ConfigurationError`` at once for what is not a database URL.
+    opened, ``ConfigurationError`` at once for what is not a database URL, or a key.
     """
     target = _target(sync_url(url), read_only)
     with _driver_needed():
-        engine = create_engine(target, **_options(target, read_only, QueuePool))
-    _prepare(engine, sync_url(url), read_only)
+        engine = create_engine(target, **_options(target, read_only, QueuePool, encryption_key))
+    _prepare(engine, sync_url(url), read_only, answer_s)
     return engine
 
 
-def create_async_store_engine(url: DatabaseURL, *, read_only: bool = False) -> AsyncEngine:
+def create_async_store_engine(
+    url: DatabaseURL, *, read_only: bool = False, encryption_key: str | None = None
+) -> AsyncEngine:
     """The async twin of ``create_sync_engine``, with the same transactions and errors.
 
     On SQLite each transaction opens the file anew: a pooled aiosqlite connection that nobody closes can keep the
     interpreter from exiting.
     """
+    from sqlalchemy.ext.asyncio import create_async_engine  # a fifth of the exporter's import time, for readers only
+
     target = _target(async_url(url), read_only)
     pool = NullPool if _is_sqlite(target) and not _is_memory(target) else AsyncAdaptedQueuePool
     with _driver_needed():
-        engine = create_async_engine(target, **_options(target, read_only, pool))
+        engine = create_async_engine(target, **_options(target, read_only, pool, encryption_key))
     _prepare(engine.sync_engine, sync_url(url), read_only)
     return engine
 
@@ -157,8 +164,18 @@ def _is_uri(url: URL) -> bool:
     return (url.database or "").startswith("file:")
 
 
+def _synchronous(url: URL) -> str:
+    """How much a commit waits for the disk (sqlite.org/pragma.html#pragma_synchronous)."""
+    value = url.query.get("synchronous", "NORMAL")
+    if not isinstance(value, str) or value.upper() not in _SYNCHRONOUS:
+        raise ConfigurationError(f"synchronous is {value!r}; it is {' or '.join(_SYNCHRONOUS)}")
+    return value.upper()
+
+
 def _target(url: URL, read_only: bool) -> URL:
     """What to connect to. Paths are made absolute: the working directory may change."""
+    if _is_sqlite(url):
+        url = url.difference_update_query(["synchronous"])  # ours, not the driver's
     if read_only and _is_memory(url):
         raise ConfigurationError("A SQLite database in memory can be read only through the engine that writes it.")
     path = sqlite_path(url)
@@ -183,9 +200,11 @@ class _Options(TypedDict, total=False):
     execution_options: dict[str, Any]
 
 
-def _options(url: URL, read_only: bool, pool: type[Pool]) -> _Options:
+def _options(url: URL, read_only: bool, pool: type[Pool], encryption_key: str | None) -> _Options:
     # Errors are logged; their parameters would be prompts and answers.
-    options = _Options(poolclass=pool, hide_parameters=True)
+    cipher = make_cipher(encryption_key)
+    execution: dict[str, Any] = {} if cipher is None else {OPTION: cipher}
+    options = _Options(poolclass=pool, hide_parameters=True, execution_options=execution)
     if _is_sqlite(url):
         # No isolation level: the driver leaves transactions to the "begin" event. Any thread may use a connection,
         # one at a time, which the pool sees to.
@@ -193,11 +212,11 @@ def _options(url: URL, read_only: bool, pool: type[Pool]) -> _Options:
         if _is_memory(url):  # the one connection is the database; threads take turns
             options |= _Options(pool_size=1, max_overflow=0)
         return options
-    options["connect_args"] = {key: value for key, value in _LIBPQ_DEFAULTS.items() if key not in url.query}
+    options["connect_args"] = {key: value for key, value in postgresql.LIBPQ_DEFAULTS.items() if key not in url.query}
     options["pool_pre_ping"] = True
     options["isolation_level"] = "REPEATABLE READ" if read_only else "READ COMMITTED"
     if read_only:
-        options["execution_options"] = {"postgresql_readonly": True}
+        execution["postgresql_readonly"] = True
     return options
 
 
@@ -214,7 +233,7 @@ class _driver_needed:  # noqa: N801  reads as a statement
             ) from error
 
 
-def _prepare(engine: Engine, url: URL, read_only: bool) -> None:
+def _prepare(engine: Engine, url: URL, read_only: bool, answer_s: float | None = None) -> None:
     _engines.add(engine)
     place = display_url(url)
     path = sqlite_path(url)
@@ -224,32 +243,45 @@ def _prepare(engine: Engine, url: URL, read_only: bool) -> None:
             raise NotFoundError(f"There is no database at {path}. Write steps to it first, or name another one.")
         connection = None
         try:
+            if _is_sqlite(url) and not read_only:
+                sqlite.check(path)
             if dialect.driver == "aiosqlite":
                 # Its thread outlives a failed open and then complains of a closed event loop, so look first.
                 sqlite3.connect(*args, **kwargs).close()
                 kwargs["async_creator_fn"] = _in_daemon_thread
-            connection = dialect.connect(*args, **kwargs)
-            if _is_sqlite(url):
-                _set_up_sqlite(connection, read_only)
+            if answer_s is not None and not _is_sqlite(url):
+                connection = postgresql.connect(*args, answer_s=answer_s, **kwargs)
             else:
-                _check_postgresql(getattr(connection, "driver_connection", connection), place)
-        except (dialect.loaded_dbapi.Error, DatabaseError) as error:
+                connection = dialect.connect(*args, **kwargs)
+            if _is_sqlite(url):
+                if read_only:
+                    sqlite.set_up_reader(connection)
+                else:
+                    sqlite.set_up_writer(connection, path, _synchronous(url), BUSY_TIMEOUT_S)
+            else:
+                postgresql.set_up(connection, place)
+        except (dialect.loaded_dbapi.Error, DatabaseError, UnicodeDecodeError) as error:
             if connection is not None:
                 connection.close()
             if isinstance(error, DatabaseError):
                 raise
-            why = f"Cannot connect to {place}: {error}" if path is None else _why_sqlite(path, error, read_only)
+            why = f"Cannot connect to {place}: {error}" if path is None else sqlite.why_not(path, error, read_only)
             raise DatabaseError(why.strip()) from error
         return connection
 
     event.listen(engine, "do_connect", connect)
-    if _is_sqlite(url):
-        statement = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+    if not _is_sqlite(url):
+        postgresql.leave_bad_connections(engine)
+    else:
 
         def begin(connection: Connection) -> None:
-            connection.exec_driver_sql(statement)
+            if read_only:
+                sqlite.begin_reading(connection)
+            else:
+                sqlite.begin_writing(connection, BUSY_TIMEOUT_S)
 
         event.listen(engine, "begin", begin)
+        event.listen(engine, "handle_error", sqlite.on_error)
 
 
 def _in_daemon_thread(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
@@ -259,57 +291,6 @@ def _in_daemon_thread(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
     thread: Any = getattr(connection, "_thread", connection)
     thread.daemon = True
     return connection
-
-
-def _set_up_sqlite(connection: DBAPIConnection, read_only: bool) -> None:
-    cursor = connection.cursor()
-    if read_only:
-        cursor.execute("PRAGMA query_only = ON")
-        cursor.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # reads the file, so that it is found out what it is
-    else:
-        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
-        _use_wal(cursor)
-        cursor.execute("PRAGMA synchronous = NORMAL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _use_wal(cursor: Any) -> None:
-    """Readers and a writer side by side. SQLite does not wait by itself when two processes switch a file at once."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _why_sqlite(path: Path, error: Exception, read_only: bool) -> str:
-    if path.is_dir():
-        return f"{path} is a directory, not a SQLite file."
-    if not path.parent.is_dir():
-        return f"The directory {path.parent} does not exist; make it, or choose another place for the database."
-    if "not a database" in str(error):
-        return f"{path} is not a SQLite database."
-    needed = path if path.exists() else path.parent
-    if not os.access(needed, os.R_OK if read_only else os.R_OK | os.W_OK):
-        return f"No permission to {'read' if read_only else 'write'} {needed}."
-    return f"Cannot open {path}: {error}"
-
-
-def _check_postgresql(connection: Any, place: str) -> None:
-    version = connection.info.server_version // 10000
-    if version < OLDEST_POSTGRESQL:
-        raise DatabaseError(f"{place} is PostgreSQL {version}; step_exporter needs {OLDEST_POSTGRESQL} or newer.")
-    encoding = connection.info.parameter_status("server_encoding")
-    if encoding not in (None, "UTF8"):
-        raise DatabaseError(
-            f"{place} stores text as {encoding}, which cannot hold every span. Use a database made with"
-            " CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0."
-        )
 
 
 # Forks

@@ -27,7 +27,7 @@ from step_exporter.store.bulk import Statements
 from step_exporter.store.changes import write_changes
 from step_exporter.store.codec import Sources
 from step_exporter.store.collisions import QUARANTINE_COLUMNS
-from step_exporter.store.failures import cause, is_data, is_passing
+from step_exporter.store.failures import cause, is_data, is_lost, is_passing, is_timeout
 from step_exporter.store.known import KnownTraces
 from step_exporter.store.notices import Notices
 from step_exporter.store.prepare import UNSTORABLE, Prepared, Rejected, prepare, reject
@@ -41,6 +41,8 @@ UNDERIVED = "underived"
 """The reason in ``quarantine`` of a trace whose facts are stored but whose rows could not be derived: a case for
 ``rebuild``."""
 _MAX_UNDERIVED = 10_000
+_LOSSES = 3
+"""So often a batch may cost its connection before it is halved: the server may end what takes too long that way."""
 _MAX_TEXTS = 32
 """Conversations whose last prompt is remembered, so that the next one is parsed from where it goes on."""
 
@@ -76,11 +78,11 @@ class WriteError(DatabaseError):
 class Writer:
     """Writes spans to one database, whose tables must be there (``ensure_schema``). Thread-safe."""
 
-    def __init__(self, engine: Engine, *, max_known_spans: int = 100_000, patience_s: float = 10.0) -> None:
+    def __init__(self, engine: Engine, *, max_known_spans: int = 30_000, patience_s: float = 10.0) -> None:
         """
         Args:
             engine: Made by ``create_sync_engine``.
-            max_known_spans: Spans of live traces that are remembered, so that a batch costs what is new.
+            max_known_spans: Spans of live traces that are remembered (4 KiB each), so that a batch costs what is new.
             patience_s: How long a batch is tried again while other writers or the connection are in its way.
         """
         self.engine = engine
@@ -135,7 +137,7 @@ class Writer:
     # Errors
 
     def _store(self, batch: Sequence[Prepared], done: Counter[str]) -> None:
-        """Store a batch, by halves where its data is refused."""
+        """Store a batch, by halves where its data is refused or it takes longer than the database allows."""
         try:
             done.update(self._patiently(batch))
         except _DeriveError as error:
@@ -148,7 +150,7 @@ class Writer:
             self._store([item for item in batch if item.facts.trace_id in half], done)
             self._store([item for item in batch if item.facts.trace_id not in half], done)
         except Exception as error:
-            if not is_data(error):
+            if not (is_data(error) or isinstance(error, _TooMuchError)):
                 raise
             if len(batch) == 1:
                 why = cause(error)
@@ -163,12 +165,16 @@ class Writer:
         """Store a batch, trying again for a while if something passing is in the way."""
         deadline = time.monotonic() + self._patience_s
         pause = 0.01
+        lost = 0
         while True:
             try:
                 return self._transact(batch)
             except _UnknownNamesError as unknown:
                 self._add_names(unknown)
             except Exception as error:
+                lost += is_lost(error)
+                if len(batch) > 1 and (is_timeout(error) or lost == _LOSSES):
+                    raise _TooMuchError from error
                 if not is_passing(error) or time.monotonic() + pause > deadline:
                     raise
                 time.sleep(pause * random.uniform(0.5, 1.5))
@@ -235,6 +241,10 @@ class Writer:
             if work.known is not None and work.trace_id not in self._underived:
                 self._known.put(work.trace_id, work.after_commit(work.known))
         return counts
+
+
+class _TooMuchError(DatabaseError):
+    """The database gives up in the middle: a part of it may pass."""
 
 
 class _DeriveError(Exception):

@@ -33,7 +33,7 @@ class KnownTraces:
     One trace alone may hold four times the bound: a trace that is loaded anew for each batch costs its square.
     """
 
-    def __init__(self, max_spans: int = 100_000) -> None:
+    def __init__(self, max_spans: int = 30_000) -> None:
         self._max_spans = max_spans
         self._spans = 0
         self._traces: OrderedDict[str, tuple[KnownTrace, int]] = OrderedDict()

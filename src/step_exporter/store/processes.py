@@ -7,8 +7,10 @@ end that arrives all the same wins.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,12 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, literal_column, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
+from step_exporter.errors import StepExporterError
 from step_exporter.facts import RawSpan
 from step_exporter.models import Base
 from step_exporter.store.codec import SpanRow
+from step_exporter.store.failures import cause
 from step_exporter.store.ingest import Writer
 from step_exporter.store.load import decoded, load_some
+
+_log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 """How often a process says that it lives."""
@@ -70,9 +77,10 @@ def heartbeat(engine: Engine, id_: str, account: Account, *, ended: bool = False
         conn.execute(update(_PROCESSES).where(_PROCESSES.c.id == id_).values(values))
 
 
-def find_abandoned(engine: Engine, writer: Writer | None = None) -> int:
-    """Record the open spans of processes that are gone as abandoned; how many. Costs a look at what is open."""
-    with engine.begin() as conn:
+def find_abandoned(engine: Engine, writer: Writer | None = None, *, reader: Engine | None = None) -> int:
+    """Record the open spans of processes that are gone as abandoned; how many. Costs a look at what is open, through
+    ``reader`` where one is given: it takes no lock, and ``engine`` connects only if there is something to record."""
+    with (reader or engine).connect() as conn:
         gone = _gone(conn)
         if not gone:
             return 0
@@ -86,6 +94,29 @@ def find_abandoned(engine: Engine, writer: Writer | None = None) -> int:
         ]
     _write(writer or Writer(engine), raws)
     return len(raws)
+
+
+class Finder:
+    """Finds what is abandoned while something else is read: once in ``HEARTBEAT_S``, in one thread at a time. What goes
+    wrong with it does not stop the reading: the database may be away, or the user not be allowed to write."""
+
+    def __init__(self, reader: Engine, writing: Engine) -> None:
+        self._reader = reader
+        self._writing = writing
+        self._lock = threading.Lock()
+        self._due = 0.0
+
+    def look(self) -> None:
+        """Look, if it is time to."""
+        if time.monotonic() < self._due or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._due = time.monotonic() + HEARTBEAT_S
+            find_abandoned(self._writing, reader=self._reader)
+        except (SQLAlchemyError, StepExporterError) as error:
+            _log.info("step_exporter could not record abandoned spans: %s", cause(error))
+        finally:
+            self._lock.release()
 
 
 def _write(writer: Writer, raws: list[RawSpan]) -> None:

@@ -19,7 +19,6 @@ from step_exporter.store.known import KnownTrace, KnownTraces
 from step_exporter.store.load import load_people, load_some, load_spans
 from step_exporter.store.prepare import Prepared
 
-
 _MAX_RELOADED = 2_000
 """Spans of a trace that is forgotten as soon as it looks finished; to load it again takes a tenth of a second."""
 
