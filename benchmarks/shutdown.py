@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -90,7 +91,9 @@ class Program:
 
     def __init__(self, code: str, url: str, count: int, seconds: float) -> None:
         arguments = [sys.executable, "-c", APP + code, url, str(count), str(seconds)]
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def hears(self) -> dict[str, Any]:
         """Its next line; nothing if it has ended."""
@@ -103,9 +106,9 @@ class Program:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
-    def ends(self) -> None:
-        """Wait for it."""
-        self.process.communicate()
+    def ends(self) -> str:
+        """Wait for it; what it said on standard error."""
+        return self.process.communicate()[1]
 
 
 Away = Callable[[], Any]
@@ -125,7 +128,7 @@ def shut_down(url: str, away: Away, count: int, seconds: float, *, by_signal: bo
         else:
             victim.go_on()
         said = victim.hears()
-        victim.ends()
+        logged = victim.ends()
         took = time.monotonic() - began
     directory = spool_directory(url)
     assert directory is not None
@@ -138,9 +141,11 @@ def shut_down(url: str, away: Away, count: int, seconds: float, *, by_signal: bo
         stored = conn.exec_driver_sql("SELECT count(*) FROM spans WHERE state = 'ended'").scalar_one()
     differences = sum(1 for _ in verify(engine))
     engine.dispose()
-    dropped = sum(said.get("dropped", {}).values())
+    # After a signal nobody is there to say it but the log.
+    told = re.findall(r"\b(\d+) dropped\)", logged)
+    dropped = sum(said["dropped"].values()) if said else int(told[-1]) if told else 0
     missing = count + 10 - stored - dropped
-    committed = said.get("committed", count + 5 - spooled)
+    committed = said.get("committed", count + 5 - spooled - dropped)
     return Outcome(
         took, queued, committed, spooled, dropped, adoption["adopted"], adoption["took"], missing, differences
     )

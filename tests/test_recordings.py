@@ -16,6 +16,8 @@ from recordings import all_recordings
 from recordings.scoring import Fact, score
 from step_exporter.cli.imports import import_files
 
+pytestmark = pytest.mark.once
+
 LEAST = 0.97
 """Of the recordings, how many have no miss."""
 LEAST_OF_KIND = 0.95

@@ -4,6 +4,7 @@ import enum
 import re
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ import step_exporter.conventions as conventions
 from step_exporter import attributes as names
 from step_exporter.conventions import read
 from step_exporter.facts import MAX_NS, Event, RawSpan, Resource, Role, Scope, SpanFacts, TokenUsage
+
+pytestmark = pytest.mark.once
 
 
 def known_names():

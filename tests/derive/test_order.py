@@ -18,6 +18,8 @@ from traces import SAID, TRACE, Fact, History, Pick, agent_program, any_trace, h
 from step_exporter.derive import Derivation
 from step_exporter.facts import Deletion, Role, TokenUsage
 
+pytestmark = pytest.mark.once
+
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 

@@ -22,6 +22,8 @@ from fault_apps import APP, ended, rows, run
 
 from step_exporter.exporter import StepSpanExporter
 
+pytestmark = pytest.mark.once
+
 EVERY = int(os.environ.get("STEP_EXPORTER_DISK_EVERY", "47"))
 """Of the calls in a program's life, each how many-th it is killed at; 1 for all of them."""
 POWER_CUTS = int(os.environ.get("STEP_EXPORTER_POWER_CUTS", "6"))

@@ -30,6 +30,8 @@ from step_exporter.store.ingest import Writer
 from step_exporter.store.query import StepStore
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 LONG = bool(os.environ.get("STEP_EXPORTER_LONG"))
 """Run what is in the docs with the larger number."""
 KILL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity

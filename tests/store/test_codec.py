@@ -18,6 +18,8 @@ from step_exporter.store import values
 from step_exporter.store.codec import Encoded, Sources, canonical, decode, decode_source, encode
 from step_exporter.store.safety import bad_id, is_safe, made_safe, with_lower_ids
 
+pytestmark = pytest.mark.once
+
 
 def through_rows(encoded: Encoded) -> tuple[RawSpan, Any]:
     sources = {source.hash: decode_source(source.body) for source in encoded.sources}

@@ -19,6 +19,8 @@ from step_exporter.facts import RawSpan
 from step_exporter.store.ingest import Writer
 from step_exporter.store.load import StoredSpan, load_spans
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:

@@ -28,6 +28,8 @@ from step_exporter.facts import RawSpan
 from step_exporter.store.ingest import Writer
 from step_exporter.store.rebuild import verify
 
+pytestmark = pytest.mark.once
+
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 

@@ -26,6 +26,8 @@ from step_exporter.store.ingest import Writer
 from step_exporter.store.query import StepStore
 from step_exporter.store.schema import count_partitions, ensure_schema
 
+pytestmark = pytest.mark.once
+
 PARTITIONS = 3
 
 

@@ -20,6 +20,8 @@ from step_exporter.store.filters import RunFilter, StepFilter
 from step_exporter.store.following import Change
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 TRACES, RUNS_OF_A_TRACE, STEPS_OF_A_RUN, LONG_RUN = 150, 2, 10, 1000
 
 
@@ -248,7 +250,7 @@ def test_a_step_is_found_by_the_index_on_its_id(conn: Connection) -> None:
 def test_a_span_is_looked_up_in_each_trace_by_the_primary_key(conn: Connection) -> None:
     span_id = reads.steps(conn, StepFilter(run_id="run-7-1"), None, 1, "newest").items[0].span_id
     assert_indexed(plans(conn, reads._traces_with, span_id, None, None))
-    assert_indexed(plans(conn, reads._traces_with, span_id, trace_id(7)), primary_key(conn, "spans"))
+    assert_indexed(plans(conn, reads._traces_with, span_id, trace_id(7), None), primary_key(conn, "spans"))
 
 
 def test_a_trace_is_found_by_a_prefix_of_the_primary_key(conn: Connection) -> None:

@@ -13,6 +13,8 @@ from step_exporter.models import Base
 from step_exporter.store.ingest import Writer
 from step_exporter.store.rebuild import rebuild, verify
 
+pytestmark = pytest.mark.once
+
 TABLES = Base.metadata.tables
 
 

@@ -20,6 +20,8 @@ from step_exporter.store.query import StepStore
 from step_exporter.store.row_level_security import script
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 PRIVATE = {"processes", "quarantine"}
 """Tables of which no reader sees a row."""
 

@@ -16,6 +16,8 @@ from viewer_spans import agent_run
 
 from step_exporter.viewer.api import openapi
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = int(os.environ.get("STEP_EXPORTER_EXAMPLES", "5"))
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 

@@ -20,7 +20,10 @@ from step_exporter.store.ingest import Writer
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium)"),
+]
 
 LONG = int(os.environ.get("STEP_EXPORTER_LONG_TRACE", "3000"))
 """50000 is what the page is made for; as many take a while to write."""

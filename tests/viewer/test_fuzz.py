@@ -26,6 +26,8 @@ import pytest
 from otlp_protobuf import to_protobuf
 from viewer_spans import agent_run
 
+pytestmark = pytest.mark.once
+
 REQUESTS = int(os.environ.get("STEP_EXPORTER_FUZZ", "300"))
 SEED = int(os.environ.get("STEP_EXPORTER_FUZZ_SEED", "20"))
 MAX_GROWTH_KIB = 16 * 1024

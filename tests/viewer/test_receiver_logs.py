@@ -25,6 +25,8 @@ from dumps import DERIVED, Dump, clear, dump, opened
 from step_exporter.cli.imports import import_files
 from step_exporter.store.rebuild import rebuild, verify
 
+pytestmark = pytest.mark.once
+
 TRACE = 0xB1
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 9}
 SPANS = [

@@ -17,6 +17,8 @@ from dumps import Dump, dump, opened
 from recordings import all_recordings
 from step_exporter.cli.imports import import_files
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Dump:

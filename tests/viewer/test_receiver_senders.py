@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 SECONDS = os.environ.get("STEP_EXPORTER_SENDERS", "1")
 """How long they send."""
 

@@ -48,7 +48,10 @@ def set_up_writer(connection: DBAPIConnection, path: Path | None, synchronous: s
     """Let a connection write beside readers. ``path`` is None for a database that is no file."""
     kind = None if path is None else filesystem(path, _mountinfo())
     with closing(connection.cursor()) as cursor:  # an open one keeps the file open after the connection is closed
-        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
+        cursor.execute("PRAGMA page_count")
+        row = cursor.fetchone()
+        if row is not None and row[0] == 0:  # it counts only before the first table, and waits for all other writers
+            cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
         if path is not None and kind in NETWORK_FILESYSTEMS:
             _warn_of_network(path, kind)
             _journal(cursor, "DELETE", timeout_s)
