@@ -210,7 +210,7 @@ def test_b10_processes_share_a_file(db: Path, assert_invariants: Any) -> None:
     for app in apps:
         _, err = app.communicate(timeout=2_400)
         assert app.returncode == 0, err
-        assert all(processes > 4 and "(0 dropped" in line for line in err.splitlines()), err
+        assert not err or (processes > 4 and " dropped" not in err.replace("(0 dropped", "")), err
     directory = spool_directory(db)
     assert directory is not None
     exporter = filled(db, 1)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from in_loop import InLoop
 from organization_seeds import ACME, ACMES, GLOBEX, GLOBEXES, NOBODYS, SHARED, fill, of_one
 from query_seeds import DAY_NS, trace_id
 from sqlalchemy import Engine, insert, select, text
@@ -24,28 +24,12 @@ from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.filters import AuditFilter, Place, encode_cursor
 from step_exporter.store.ingest import Writer
 from step_exporter.store.prepare import UNSTORABLE
-from step_exporter.store.query import AsyncStepStore, StepStore
+from step_exporter.store.query import StepStore
 from step_exporter.store.records import AuditRecord
 from step_exporter.store.requeue import requeue
 from step_exporter.store.retention import prune
 from step_exporter.store.schema import ensure_schema
 from step_exporter.viewer.reading import PageStore
-
-
-class InLoop:
-    """An ``AsyncStepStore`` called like a ``StepStore``."""
-
-    def __init__(self, url: str, **options: Any) -> None:
-        self.runner = asyncio.Runner()
-        self.store = AsyncStepStore(url, **options)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.store, name)
-        return lambda *args, **options: self.runner.run(method(*args, **options))
-
-    def close(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
 
 
 @pytest.fixture

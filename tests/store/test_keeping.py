@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_loop import InLoop
 from query_seeds import DAY_NS, TABLES, trace_id
 from sqlalchemy import Engine, func, select, text
 
@@ -19,26 +19,10 @@ from step_exporter.errors import AmbiguousIdError, InputError, NotFoundError
 from step_exporter.facts import RawSpan
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.ingest import Writer
-from step_exporter.store.query import AsyncStepStore, RunFilter, StepFilter, StepStore
+from step_exporter.store.query import RunFilter, StepFilter, StepStore
 from step_exporter.store.schema import ensure_schema
 
 SECOND = 10**9
-
-
-class InLoop:
-    """An ``AsyncStepStore`` called like a ``StepStore``."""
-
-    def __init__(self, url: str) -> None:
-        self.runner = asyncio.Runner()
-        self.store = AsyncStepStore(url)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.store, name)
-        return lambda *args, **options: self.runner.run(method(*args, **options))
-
-    def close(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
 
 
 @pytest.fixture

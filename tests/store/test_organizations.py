@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_loop import InLoop
 from organization_seeds import ACME, ACMES, ACMES_SHARE, GLOBEX, GLOBEXES, NOBODY, NOBODYS, SHARED, fill
 from query_seeds import DAY_NS, TABLES
 from sqlalchemy import Engine, select
@@ -25,22 +25,6 @@ from step_exporter.viewer.reading import PageStore
 
 FOREIGN_SPAN = f"{7:016x}"
 """Globex's LLM request in the shared trace; in the others there is no such span."""
-
-
-class InLoop:
-    """An ``AsyncStepStore`` called like a ``StepStore``."""
-
-    def __init__(self, url: str, **options: Any) -> None:
-        self.runner = asyncio.Runner()
-        self.store = AsyncStepStore(url, **options)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.store, name)
-        return lambda *args, **options: self.runner.run(method(*args, **options))
-
-    def close(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_loop import InLoop
 from query_seeds import (
     DAY,
     DAY_NS,
@@ -47,22 +48,6 @@ from step_exporter.store.records import MessageRecord, RunRecord, StepMetricsRec
 from step_exporter.store.schema import ensure_schema
 
 Seed = Callable[[], AbstractContextManager[Connection]]
-
-
-class InLoop:
-    """An ``AsyncStepStore`` called like a ``StepStore``, so that every test runs on both."""
-
-    def __init__(self, url: str) -> None:
-        self.runner = asyncio.Runner()
-        self.store = AsyncStepStore(url)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.store, name)
-        return lambda *args, **options: self.runner.run(method(*args, **options))
-
-    def close(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
 
 
 @pytest.fixture
