@@ -61,6 +61,10 @@ def set_up_writer(connection: DBAPIConnection, path: Path | None, synchronous: s
             cursor.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
             cursor.execute(f"PRAGMA busy_timeout = {_POLL_MS}")  # nothing but BEGIN waits for others then
         cursor.execute(f"PRAGMA synchronous = {synchronous}")
+        if synchronous == "FULL":
+            # What is in the log counts as committed, also what an fsync has failed for: it has to be synced now.
+            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            cursor.fetchall()
         cursor.execute("PRAGMA foreign_keys = ON")
 
 
