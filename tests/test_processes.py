@@ -13,6 +13,8 @@ from sqlalchemy import text
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.rebuild import verify
 
+pytestmark = pytest.mark.once
+
 PROCESSES = 4
 TURNS = 30
 

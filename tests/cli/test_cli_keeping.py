@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from cli_seeds import MS, TRAVEL, WEATHER, Cli
 
+pytestmark = pytest.mark.once
+
 
 class TestStats:
     def test_by_model_in_json(self, imported: Cli) -> None:

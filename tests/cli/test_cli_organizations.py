@@ -10,6 +10,8 @@ from cli_seeds import Cli, span, text_message
 
 from step_exporter.otlp import encode_json
 
+pytestmark = pytest.mark.once
+
 ACME, GLOBEX = "a" * 32, "b" * 32
 
 

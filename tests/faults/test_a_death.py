@@ -18,6 +18,8 @@ from step_exporter.exporter import StepSpanExporter
 from step_exporter.processor import StepSpanProcessor
 from step_exporter.spool import spool_directory, spool_files
 
+pytestmark = pytest.mark.once
+
 
 def test_a2_kill_9_loses_only_what_was_not_flushed(db: Path, assert_invariants: Any) -> None:
     code, out, _ = run(

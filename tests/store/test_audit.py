@@ -31,6 +31,8 @@ from step_exporter.store.retention import prune
 from step_exporter.store.schema import ensure_schema
 from step_exporter.viewer.reading import PageStore
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:

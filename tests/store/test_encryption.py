@@ -40,6 +40,8 @@ from step_exporter.store.requeue import requeue
 from step_exporter.store.rotation import rotate_key
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 KEY, OLD = (base64.b64encode(bytes([n]) * 64).decode() for n in (1, 2))
 SECRET = "Rosebud"
 HASHED = ("id", "parent_id", "content_hash")

@@ -22,6 +22,8 @@ from step_exporter.store.ingest import Writer
 from step_exporter.store.query import RunFilter, StepFilter, StepStore
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 SECOND = 10**9
 
 

@@ -14,6 +14,8 @@ from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.query import StepFilter, StepStore
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:

@@ -23,6 +23,8 @@ from step_exporter.store.query import AsyncStepStore, RunFilter, StepFilter, Ste
 from step_exporter.store.schema import ensure_schema
 from step_exporter.viewer.reading import PageStore
 
+pytestmark = pytest.mark.once
+
 FOREIGN_SPAN = f"{7:016x}"
 """Globex's LLM request in the shared trace; in the others there is no such span."""
 

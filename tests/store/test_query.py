@@ -47,6 +47,8 @@ from step_exporter.store.query import AsyncStepStore, RunFilter, StepFilter, Ste
 from step_exporter.store.records import MessageRecord, RunRecord, StepMetricsRecord, StepRecord
 from step_exporter.store.schema import ensure_schema
 
+pytestmark = pytest.mark.once
+
 Seed = Callable[[], AbstractContextManager[Connection]]
 
 

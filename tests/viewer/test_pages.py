@@ -11,6 +11,8 @@ from viewer_spans import agent_run, document, span
 
 from step_exporter.viewer.waterfall import CHUNK
 
+pytestmark = pytest.mark.once
+
 TRACE = f"{0xA1:032x}"
 
 

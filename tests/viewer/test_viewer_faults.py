@@ -21,6 +21,8 @@ from step_exporter.store.query import StepStore
 from step_exporter.store.reads import STEPS, TRACES
 from step_exporter.viewer.reading import PageStore
 
+pytestmark = pytest.mark.once
+
 LONG = 100_000
 BOMB = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
