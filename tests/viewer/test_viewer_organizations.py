@@ -29,7 +29,9 @@ def acme(serve: Serve, sqlite_url: str) -> Server:
 def test_pages_and_api_answer_for_one_organization(acme: Server) -> None:
     paths = [re.sub(r"\{\w*trace_id[^}]*\}", ACME, f"/api{path}") for path, *_ in OPERATIONS]
     paths = [re.sub(r"\{step_id[^}]*\}", f"{1:016x}", path) for path in paths]
-    paths = [re.sub(r"\{run_id[^}]*\}", acme.store().runs().items[0].id, path) for path in paths]
+    with acme.store() as store:
+        run_id = store.runs().items[0].id
+    paths = [re.sub(r"\{run_id[^}]*\}", run_id, path) for path in paths]
     for path in ("/", f"/traces/{ACME}", "/stats", *paths):
         answer = acme.get(path)
         assert answer.status == 200, path
@@ -46,9 +48,11 @@ def test_what_is_of_another_one_is_not_there(acme: Server) -> None:
     ):
         answer = acme.get(path)
         assert answer.status == 404 or answer.json["items"] == [], path
-    [step] = acme.store().trace(GLOBEX).steps
+    with acme.store() as store:
+        [step] = store.trace(GLOBEX).steps
     for action in ("feedback", "tags"):
         form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": acme.base}
         answer = acme.ask("POST", f"/traces/{GLOBEX}/{action}", f"step_id={step.id}&feedback=negative&add=x", form)
         assert answer.status == 404, answer
-    assert acme.store().step(step.id) == step
+    with acme.store() as store:
+        assert store.step(step.id) == step
