@@ -149,7 +149,7 @@ def acquire(url: DatabaseURL, encryption_key: str | None = None) -> SharedWriter
     with _lock:
         shared = _shared.get(key)
         if shared is None:
-            engine = create_sync_engine(url, encryption_key=encryption_key, answer_s=ANSWER_S)
+            engine = create_sync_engine(url, encryption_key=encryption_key, answer_s=ANSWER_S, foreign_keys=False)
             shared = _shared[key] = SharedWriter(key, engine, display_url(url), path)
         elif _key_ids(cipher) != _key_ids(cipher_of(shared.engine)):
             raise ConfigurationError(f"This process writes to {shared.place} with another encryption key already.")

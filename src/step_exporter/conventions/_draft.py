@@ -9,36 +9,21 @@ from step_exporter.facts import MAX_NS, Message, RawSpan, Role, SpanFacts, Token
 
 
 class Tokens:
-    """The token counts of a span while they are collected."""
+    """The token counts of a span while they are collected. What is not set stays with the class, as in ``Draft``."""
 
-    __slots__ = (
-        "bad",
-        "cache_apart",
-        "cache_write",
-        "cached",
-        "completion",
-        "completion_details",
-        "prompt",
-        "prompt_details",
-        "reasoning",
-        "reasoning_apart",
-        "total",
-    )
-
-    def __init__(self) -> None:
-        self.prompt: int | None = None
-        self.completion: int | None = None
-        self.cached: int | None = None
-        self.cache_write: int | None = None
-        self.reasoning: int | None = None
-        self.total: int | None = None
-        self.prompt_details: dict[str, int] | None = None
-        self.completion_details: dict[str, int] | None = None
-        self.cache_apart = False
-        """The emitter is known to leave cached and cache-write tokens out of the prompt count."""
-        self.reasoning_apart = False
-        """The emitter is known to leave reasoning out of the completion count."""
-        self.bad = False
+    prompt: int | None = None
+    completion: int | None = None
+    cached: int | None = None
+    cache_write: int | None = None
+    reasoning: int | None = None
+    total: int | None = None
+    prompt_details: dict[str, int] | None = None
+    completion_details: dict[str, int] | None = None
+    cache_apart: bool = False
+    """The emitter is known to leave cached and cache-write tokens out of the prompt count."""
+    reasoning_apart: bool = False
+    """The emitter is known to leave reasoning out of the completion count."""
+    bad: bool = False
 
     def count(self, value: Any) -> int | None:
         """A count; what is there but is none marks the span ``bad_number``."""
@@ -158,7 +143,8 @@ def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
     head = _head(raw, role, fields.pop("convention", None))
     values = _UNKNOWN.copy()
     values.update(fields)
-    if role in _COUNTED:
+    if role is _LLM or role is _AGENT or role is _STEP:
+        # Usage of a chain, a workflow or a tool is a sum of what is below it, and nothing would use it.
         usage, more = _usage(tokens)
         values["usage"] = usage
         flags += more
@@ -174,13 +160,14 @@ def _head(raw: RawSpan, role: Role, convention: str | None) -> tuple[Any, ...]:
     return (*raw[:8], role, convention, raw.scope.name, service, raw.abandoned_ns)
 
 
-_COUNTED = frozenset({Role.LLM, Role.AGENT, Role.STEP})
-"""Usage of a chain, a workflow or a tool is a sum of what is below it, and nothing would use it."""
+_LLM, _AGENT, _STEP = Role.LLM, Role.AGENT, Role.STEP
+"""Told by identity: the hash of an enum's member is Python code, 0.3 µs."""
 
 
 def _with_clock(raw: RawSpan, flags: tuple[str, ...]) -> tuple[str, ...]:
     """The flags sorted, each once, with ``clock_skew`` where a span ends before it begins."""
-    if raw.start_ns is not None and raw.end_ns is not None and raw.end_ns < raw.start_ns:
+    start, end = raw.start_ns, raw.end_ns
+    if start is not None and end is not None and end < start:
         flags += ("clock_skew",)
     return tuple(sorted(set(flags))) if len(flags) > 1 else flags
 
@@ -195,6 +182,8 @@ def _usage(tokens: Tokens) -> tuple[TokenUsage | None, tuple[str, ...]]:
     cached, reasoning = tokens.cached, tokens.reasoning
     if not (prompt or completion or cached or reasoning or tokens.cache_write):
         return None, ()  # no request costs nothing: 0 and 0 is a stream whose usage nobody asked for
+    if len(tokens.__dict__) == 2 and prompt is not None and completion is not None:
+        return TokenUsage(prompt, completion), ()  # nothing else was told, as of most requests
     flags: tuple[str, ...] = ()
     apart = (cached or 0) + (tokens.cache_write or 0)
     if prompt is not None and completion is not None and tokens.total:

@@ -19,7 +19,9 @@ _WRAPPER = frozenset({None, "_OTHER", "Exception", "builtins.Exception"})
 def fill(raw: RawSpan, draft: Draft) -> None:
     """Fill in whether and why a span failed. A recorded exception alone is no failure: it may have been handled."""
     get = raw.attributes.get
-    declared = text(get("error.type"))
+    declared = get("error.type")
+    if declared is not None:
+        declared = text(declared)
     if raw.status_code == "error" or (declared and raw.status_code != "ok"):
         draft.failed = True
     if not draft.failed:

@@ -57,6 +57,7 @@ OPERATIONS = {
     "retrieval": Role.OTHER,
 }
 
+_LLM, _TOOL, _AGENT = Role.LLM, Role.TOOL, Role.AGENT
 _NAMES = ("gen_ai.request.model", "gen_ai.tool.name", "gen_ai.agent.name")
 
 # LoongSuite
@@ -101,22 +102,24 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     """Fill in what the GenAI attributes say."""
     attributes = raw.attributes
     get = attributes.get
+    role = draft.role
     draft.conversation_id = draft.conversation_id or text(get("gen_ai.conversation.id"))
     draft.agent_name = draft.agent_name or text(get("gen_ai.agent.name"))
     draft.agent_id = draft.agent_id or text(get("gen_ai.agent.id"))
-    if draft.role is Role.TOOL:
+    if role is _TOOL:
         draft.tool_name = draft.tool_name or text(get("gen_ai.tool.name"))
         draft.call_id = draft.call_id or text(get("gen_ai.tool.call.id"))
         if draft.tool_name is None and raw.name.startswith("execute_tool "):
             draft.tool_name = raw.name[13:] or None
         return
-    if draft.role is Role.AGENT and draft.agent_name is None and raw.name.startswith("invoke_agent "):
+    if role is _AGENT and draft.agent_name is None and raw.name.startswith("invoke_agent "):
         draft.agent_name = raw.name[13:] or None
     _fill_request(raw, draft)
-    if draft.role is Role.LLM or draft.role is Role.AGENT or draft.role is Role.STEP:
+    if role is _LLM or role is _AGENT:
         _fill_usage(raw, draft)
-    if draft.role is Role.LLM or draft.role is Role.AGENT:
         _fill_end(raw, draft)
+    elif role is Role.STEP:
+        _fill_usage(raw, draft)
     cancelled = get("strands.cancellation.type")
     if cancelled is not None:  # Strands leaves the status of a cancelled agent unset
         draft.failed = draft.cancelled = True
@@ -148,16 +151,10 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
     get = attributes.get
     tokens = draft.tokens
     count = tokens.count
-    if tokens.prompt is None:
-        tokens.prompt = count(get("gen_ai.usage.input_tokens"))
-    if tokens.completion is None:
-        tokens.completion = count(get("gen_ai.usage.output_tokens"))
-    if tokens.cached is None:
-        tokens.cached = count(get("gen_ai.usage.cache_read.input_tokens"))
-    if tokens.cache_write is None:
-        tokens.cache_write = count(get("gen_ai.usage.cache_write.input_tokens"))
-    if tokens.reasoning is None:
-        tokens.reasoning = count(get("gen_ai.usage.reasoning.output_tokens"))
+    for part, key in _USAGE:
+        value = get(key)
+        if value is not None and getattr(tokens, part) is None:
+            setattr(tokens, part, count(value))
     if not _MORE_USAGE.isdisjoint(attributes):
         for part, keys in _OTHER_USAGE.items():
             if getattr(tokens, part) is None:
@@ -169,6 +166,13 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
             setattr(tokens, part, count(get("gen_ai.aggregated_usage." + key)))
 
 
+_USAGE = (
+    ("prompt", "gen_ai.usage.input_tokens"),
+    ("completion", "gen_ai.usage.output_tokens"),
+    ("cached", "gen_ai.usage.cache_read.input_tokens"),
+    ("cache_write", "gen_ai.usage.cache_write.input_tokens"),
+    ("reasoning", "gen_ai.usage.reasoning.output_tokens"),
+)
 _OTHER_USAGE = {
     "prompt": ("gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens"),
     "completion": ("gen_ai.usage.completion_tokens", "llm.usage.completion_tokens"),
@@ -232,11 +236,12 @@ def _fill_end(raw: RawSpan, draft: Draft) -> None:
         if reason is None:
             reason = get("gen_ai.response.finish_reason")
         draft.stop_reason = first_text(reason) or text(get("anthropic.message.stop_reason"))
-    for key, unit in _FIRST_TOKEN.items():
-        if key in attributes:
-            delay = number(get(key))
-            draft.after_start(raw, None if delay is None else delay * unit)
-    if draft.stop_reason is None:
+    if not _FIRST_TOKEN.keys().isdisjoint(attributes):
+        for key, unit in _FIRST_TOKEN.items():
+            if key in attributes:
+                delay = number(get(key))
+                draft.after_start(raw, None if delay is None else delay * unit)
+    if draft.stop_reason is None and raw.events:
         for event in raw.events:
             if event.name == "gen_ai.choice":
                 draft.stop_reason = text(event.attributes.get("finish_reason"))

@@ -13,6 +13,7 @@ from step_exporter.derive import ids
 from step_exporter.derive.logs import Logs
 from step_exporter.derive.loop import Loop, by_order
 from step_exporter.derive.messages import MessageTree, Source
+from step_exporter.derive.plain import derive_plain
 from step_exporter.derive.requests import closest_to_wire
 from step_exporter.derive.rows import Changes, MessageRow, RunRow, StepMetricsRow, StepRow
 from step_exporter.derive.runs import RunParts, build_run
@@ -25,8 +26,15 @@ from step_exporter.facts import Annotation, Deletion, SpanFacts
 class Derivation:
     """What is known of one trace, and the rows that follow from it."""
 
-    def __init__(self, trace_id: str) -> None:
+    def __init__(self, trace_id: str, *, is_whole: bool = False) -> None:
+        """
+        Args:
+            trace_id: Whose facts these are.
+            is_whole: The first facts are probably the last: of a plain trace nothing is kept but its rows, and what
+                comes after all has to come with all facts again, to another derivation.
+        """
         self.trace_id = trace_id
+        self._is_whole = is_whole
         self._loop = Loop()
         self._logs = Logs()
         self._runs: dict[str, RunState] = {}
@@ -57,6 +65,12 @@ class Derivation:
         """Take new facts, and new versions of known ones, in any order. Returns the rows to write and to delete."""
         spans: list[SpanFacts] = []
         annotated: list[str] = []
+        if self._is_whole:
+            facts = list(facts)
+            plain = derive_plain(self.trace_id, facts)
+            if plain is not None:
+                return plain
+            self._is_whole = False
         for fact in facts:
             if isinstance(fact, SpanFacts):
                 spans.append(fact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
@@ -28,8 +28,11 @@ class Timed(Protocol):
         ...
 
 
-def union_ns(intervals: Iterable[tuple[int, int]]) -> int:
+def union_ns(intervals: Collection[tuple[int, int]]) -> int:
     """How much time the intervals cover together: overlaps count once, gaps not at all."""
+    if len(intervals) == 1:
+        ((start, end),) = intervals
+        return end - start
     total, reach = 0, -1
     for start, end in sorted(intervals):
         if start > reach:

@@ -69,9 +69,13 @@ class Built(NamedTuple):
     open: bool
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+"""Made once: ``json.dumps`` makes an encoder for each call, which costs 2 µs."""
+
+
 def canonical_json(value: Any) -> str:
     """JSON text that is equal for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encode(value)
 
 
 def is_open(spans: Iterable[SpanFacts]) -> bool:
@@ -165,18 +169,26 @@ def status_of(parts: StepParts) -> tuple[str, SpanFacts | None]:
 def build_step(parts: StepParts) -> Built:
     """Make a step's rows."""
     anchor, carriers, requests, calls = parts.anchor, parts.carriers, parts.requests, parts.calls
-    seen = [facts for request in requests for facts in request]
-    executed = [facts for call in calls for facts in call]
-    members = (*carriers, *seen, *executed)
+    executed = [facts for call in calls for facts in call] if calls else []
+    seen: Sequence[SpanFacts] = requests[0] if len(requests) == 1 else [facts for spans in requests for facts in spans]
     flags = set(parts.flags)
     in_flight = troubled = False
+    start = end = conversation_id = None
+    members = (*carriers, *seen, *executed)
     for facts in members:  # one pass; most steps are fine
         if facts.flags:
             flags.update(facts.flags)
+        begun, ended = facts.start_ns, facts.end_ns
+        if begun is not None and (start is None or begun < start):
+            start = begun
         if not facts.ended:
             in_flight = True
+        elif begun is not None and ended is not None and ended >= begun and (end is None or ended > end):
+            end = ended
         if facts.failed or facts.cancelled:
             troubled = True
+        if conversation_id is None:
+            conversation_id = facts.conversation_id
     outcome = parts.outcome
     if in_flight or troubled or (parts.last and (outcome.failed or outcome.cancelled)):
         status, culprit = status_of(parts)
@@ -188,14 +200,15 @@ def build_step(parts: StepParts) -> Built:
     if troubled:
         spoken = next((request for request in reversed(requests) if not request_failed(request)), spoken)
     voice = merge((*spoken, *carriers))
-    said = merge((*carriers, *seen))
+    said = merge((*carriers, *seen)) if carriers or len(seen) > 1 else seen[0]
     agent = parts.agent or said
 
     usage = _step_usage(parts)
+    prompt_tokens, completion_tokens = usage.prompt, usage.completion
     if status not in ("pending", "running", "abandoned"):
-        if usage.prompt is None:
+        if prompt_tokens is None:
             flags.add("no_prompt_usage")
-        if usage.completion is None:
+        if completion_tokens is None:
             flags.add("no_completion_usage")
     if carriers and not requests and anchor.role is Role.AGENT:
         flags.add("no_llm_span")
@@ -216,11 +229,16 @@ def build_step(parts: StepParts) -> Built:
         handle = f"{provider_name}/{model}"
     agent_id = said.agent_id or agent.agent_id
     project_id = said.project_id or agent.project_id
+    agent_name = parts.agent_name
+    for facts in (*seen, *carriers):
+        if facts.agent_name:
+            agent_name = facts.agent_name
+            break
 
-    llm_times, tool_times = intervals(seen), intervals(executed)
-    times = [*intervals(carriers), *llm_times, *tool_times]
-    start = min([facts.start_ns for facts in members if facts.start_ns is not None], default=None)
-    end = max([end for _, end in times]) if times and not in_flight else None
+    llm_times = intervals(seen)
+    tool_times = intervals(executed) if executed else executed
+    if in_flight:
+        end = None
     llm_start = min([facts.start_ns for facts in seen if facts.start_ns is not None], default=said.llm_start_ns)
     first_token, ttft = _first_token(parts)
     if ttft is not None and ttft < 0:
@@ -228,72 +246,70 @@ def build_step(parts: StepParts) -> Built:
         flags.add("clock_skew")
 
     feedback, tags, tid = _annotated(parts, members)
-    step = StepRow(
-        trace_id=parts.trace_id,
-        id=parts.id,
-        span_id=anchor.span_id,
-        parent_step_id=parts.parent_step_id,
-        origin=said.origin or agent.origin,
-        organization_id=organization_id,
-        provider_id=provider_id,
-        run_id=parts.run_id,
-        agent_id=agent_id,
-        agent_name=next((facts.agent_name for facts in (*seen, *carriers) if facts.agent_name), parts.agent_name),
-        project_id=project_id,
-        provider_name=provider_name,
-        provider_category=said.provider_category,
-        model=model,
-        model_handle=handle,
-        model_endpoint=voice.model_endpoint,
-        context_window_limit=voice.context_window_limit,
-        completion_tokens=usage.completion or 0,
-        prompt_tokens=usage.prompt or 0,
-        total_tokens=(usage.prompt or 0) + (usage.completion or 0),
-        cached_input_tokens=usage.cached,
-        cache_write_tokens=usage.cache_write,
-        reasoning_tokens=usage.reasoning,
-        completion_tokens_details=_details(usage.completion_details, reasoning_tokens=usage.reasoning),
-        prompt_tokens_details=_details(
-            usage.prompt_details, cached_tokens=usage.cached, cache_write_tokens=usage.cache_write
-        ),
-        stop_reason=voice.stop_reason,
-        tags=tags,
-        tid=tid,
-        request_id=voice.request_id,
-        feedback=feedback,
-        error_type=_error_type(status, culprit),
-        error_data=_error_data(culprit),
-        status=status,
-        flags=canonical_json(sorted(flags)) if flags else None,
-        service_name=anchor.service_name,
-        convention=anchor.convention,
-        created_ns=start if start is not None else said.end_ns or 0,
+    step = StepRow(  # by position: 37 keywords cost 2 µs
+        parts.trace_id,
+        parts.id,
+        anchor.span_id,
+        parts.parent_step_id,
+        said.origin or agent.origin,
+        organization_id,
+        provider_id,
+        parts.run_id,
+        agent_id,
+        agent_name,
+        project_id,
+        provider_name,
+        said.provider_category,
+        model,
+        handle,
+        voice.model_endpoint,
+        voice.context_window_limit,
+        completion_tokens or 0,
+        prompt_tokens or 0,
+        (prompt_tokens or 0) + (completion_tokens or 0),
+        usage.cached,
+        usage.cache_write,
+        usage.reasoning,
+        _details(usage.completion_details, reasoning_tokens=usage.reasoning),
+        _details(usage.prompt_details, cached_tokens=usage.cached, cache_write_tokens=usage.cache_write),
+        voice.stop_reason,
+        tags,
+        tid,
+        voice.request_id,
+        feedback,
+        _error_type(status, culprit) if culprit is not None else None,
+        _error_data(culprit) if culprit is not None else None,
+        status,
+        canonical_json(sorted(flags)) if flags else None,
+        anchor.service_name,
+        anchor.convention,
+        start if start is not None else said.end_ns or 0,
     )
     metrics = StepMetricsRow(
-        trace_id=parts.trace_id,
-        id=parts.id,
-        run_id=parts.run_id,
-        agent_id=agent_id,
-        organization_id=organization_id,
-        provider_id=provider_id,
-        project_id=project_id,
-        step_start_ns=start,
-        llm_request_start_ns=llm_start,
-        llm_request_ns=union_ns(llm_times) if llm_times else said.llm_ns,
-        tool_execution_ns=union_ns(tool_times) if tool_times else said.tool_ns,
-        step_ns=end - start if end is not None and start is not None else None,
-        ttft_ns=ttft,
-        llm_request_count=len(requests) or (1 if llm_start is not None else 0),
-        tool_call_count=_count_calls(calls) or said.tool_call_count or 0,
-        base_template_id=said.base_template_id or agent.base_template_id,
-        template_id=said.template_id or agent.template_id,
+        parts.trace_id,
+        parts.id,
+        parts.run_id,
+        agent_id,
+        organization_id,
+        provider_id,
+        project_id,
+        start,
+        llm_start,
+        union_ns(llm_times) if llm_times else said.llm_ns,
+        union_ns(tool_times) if tool_times else said.tool_ns,
+        end - start if end is not None and start is not None else None,
+        ttft,
+        len(requests) or (1 if llm_start is not None else 0),
+        _count_calls(calls) or said.tool_call_count or 0,
+        said.base_template_id or agent.base_template_id,
+        said.template_id or agent.template_id,
     )
     return Built(
         step,
         metrics,
         end,
         first_token,
-        next((facts.conversation_id for facts in members if facts.conversation_id is not None), None),
+        conversation_id,
         (organization_id, organization_name or organization_id) if organization_id is not None else None,
         (provider_id, provider_name or provider_id) if provider_id is not None else None,
         in_flight,
@@ -311,6 +327,8 @@ def merge(spans: Sequence[SpanFacts]) -> SpanFacts:
 
 def _step_usage(parts: StepParts) -> TokenUsage:
     """The sums of the requests' usage; what the step span repeats counts only where no request says anything."""
+    if not parts.carriers and len(parts.requests) == 1 and len(parts.requests[0]) == 1:
+        return parts.requests[0][0].usage or NO_USAGE
     usages = [request_usage(request) for request in parts.requests]
     if parts.carriers and all(usage.prompt is None and usage.completion is None for usage in usages):
         return parts.anchor.usage or NO_USAGE
@@ -342,7 +360,8 @@ def _sum_parts(details: Iterable[tuple[tuple[str, int], ...]]) -> tuple[tuple[st
 
 def _details(parts: tuple[tuple[str, int], ...], **counts: int | None) -> str | None:
     found = {name: count for name, count in counts.items() if count is not None}
-    found.update(parts)
+    if parts:
+        found.update(parts)
     return canonical_json(found) if found else None
 
 
@@ -357,8 +376,10 @@ def _first_token(parts: StepParts) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _count_calls(calls: Iterable[Sequence[SpanFacts]]) -> int:
+def _count_calls(calls: Sequence[Sequence[SpanFacts]]) -> int:
     """Tool calls, those with one call id once (an MCP client's and its server's span)."""
+    if len(calls) < 2:
+        return len(calls)
     count, counted = 0, set[str]()
     for call in calls:
         call_id = next((facts.call_id for facts in call if facts.call_id is not None), None)
@@ -373,15 +394,16 @@ def _annotated(parts: StepParts, spans: Sequence[SpanFacts]) -> tuple[str | None
     """feedback, tags (canonical JSON) and tid: what spans say, overruled by what people set last."""
     feedback: str | None = None
     tid: str | None = None
-    said: set[str] = set()
+    tags: Any = ()
     for facts in spans:
         if facts.feedback is not None and feedback is None:
             feedback = facts.feedback
         if facts.transaction_id is not None and tid is None:
             tid = facts.transaction_id
         if facts.tags:
-            said.update(facts.tags)
-    tags: Any = sorted(said)
+            tags = {*tags, *facts.tags}
+    if tags:
+        tags = sorted(tags)
     if parts.annotations:
         for note in sorted(parts.annotations, key=lambda note: (note.set_at_ns or 0, note.span_id)):
             if note.key == "feedback":
@@ -393,15 +415,11 @@ def _annotated(parts: StepParts, spans: Sequence[SpanFacts]) -> tuple[str | None
     return feedback, canonical_json(list(tags)) if tags else None, tid
 
 
-def _error_type(status: str, culprit: SpanFacts | None) -> str | None:
-    if culprit is None:
-        return None
+def _error_type(status: str, culprit: SpanFacts) -> str:
     return culprit.error_type or ("cancelled" if status == "cancelled" else "error")
 
 
-def _error_data(culprit: SpanFacts | None) -> str | None:
-    if culprit is None:
-        return None
+def _error_data(culprit: SpanFacts) -> str:
     data: dict[str, Any] = {
         "context": {"span_id": culprit.span_id, "span_name": culprit.name, "role": culprit.role.value}
     }

@@ -200,7 +200,7 @@ def _derive(
 
 def _lock(conn: Connection, sql: Statements, trace_id: str) -> None:
     offered = secrets.randbits(63)
-    [(_, epoch, *_)] = sql.lock(conn, [(trace_id, offered)], sql.now())
+    [(_, epoch, *_)] = sql.lock(conn, [(trace_id, offered, 0, None, None, sql.now())])
     if epoch == offered:
         raise NotFoundError(f"there is no trace {trace_id} any more")
 

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from step_exporter.conventions.content import ContentMemo
 from step_exporter.derive.rows import Changes
@@ -204,12 +204,17 @@ class Writer:
         """Insert organizations and providers in a transaction of their own, before any trace is locked: two writers
         that insert the same ones in different orders would wait for each other."""
         with self.engine.begin() as conn:
-            self.sql.insert(conn, "organizations", ("id", "name"), names.organizations)
-            self.sql.insert(conn, "providers", ("id", "name"), names.providers)
+            self._insert_names(conn, names)
         self._shared.update(("organizations", id_) for id_, _ in names.organizations)
         self._shared.update(("providers", id_) for id_, _ in names.providers)
 
-    def _check_names(self, changes: Iterable[tuple[str, Changes]]) -> None:
+    def _insert_names(self, conn: Connection, names: _UnknownNamesError) -> None:
+        self.sql.insert(conn, "organizations", ("id", "name"), names.organizations)
+        self.sql.insert(conn, "providers", ("id", "name"), names.providers)
+
+    def _have_names(self, conn: Connection, changes: Iterable[tuple[str, Changes]]) -> None:
+        """See that the organizations and providers that the changes name are there. On SQLite, where writers take
+        turns, they are inserted each time: its writer does not check foreign keys (``create_sync_engine``)."""
         organizations: dict[str, str] = {}
         providers: dict[str, str] = {}
         for _, change in changes:
@@ -218,7 +223,10 @@ class Writer:
             )
             providers.update(item for item in change.providers if ("providers", item[0]) not in self._shared)
         if organizations or providers:
-            raise _UnknownNamesError(sorted(organizations.items()), sorted(providers.items()))
+            unknown = _UnknownNamesError(sorted(organizations.items()), sorted(providers.items()))
+            if self.engine.dialect.name != "sqlite":
+                raise unknown
+            self._insert_names(conn, unknown)
 
     # The transaction
 
@@ -233,7 +241,7 @@ class Writer:
             counts.update(settle_contested(conn, self.sql, works))
             with _deriving():
                 changes = [(work.trace_id, work.derive()) for work in derived if work.facts]
-            self._check_names(changes)
+            self._have_names(conn, changes)
             with _deriving():
                 write_changes(conn, self.sql, changes)
             update_traces(conn, self.sql, works)

@@ -31,8 +31,8 @@ class Prepared(NamedTuple):
 
     def row(self, revision: int) -> tuple[object, ...]:
         """The row of ``spans``, in the order of ``SpanRow``."""
-        facts = self.facts
-        return (*self.encoded.row[FACT], facts.role, facts.convention, 0, revision)
+        facts = self.facts  # a plain text: sqlite3 looks for an adapter of an enum's member, 0.4 µs
+        return self.encoded.row[FACT] + (str.__str__(facts.role), facts.convention, 0, revision)
 
 
 class Rejected(NamedTuple):

@@ -60,7 +60,7 @@ def rebuild(
     noted: int | None = None
     for number, trace_id in enumerate(chosen, 1):
         with engine.begin() as conn:
-            sql.lock(conn, [(trace_id, secrets.randbits(63))], sql.now())
+            sql.lock(conn, [(trace_id, secrets.randbits(63), 0, None, None, sql.now())])
             derive_again(conn, sql, trace_id)
             entry = Entry(caller.actor, "rebuild", only, caller.organization_id, only, {"traces": number})
             written = audit.write(conn, entry, noted)

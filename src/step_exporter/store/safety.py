@@ -79,25 +79,29 @@ def _lower(value: Any) -> Any:
 
 def is_safe(raw: RawSpan) -> bool:
     """Whether types and ranges are right, so that the span can be stored as it is if it is not too long."""
-    start, end = raw.start_ns, raw.end_ns
+    start, end, name, attributes = raw.start_ns, raw.end_ns, raw.name, raw.attributes
+    parent_id, message = raw.parent_span_id, raw.status_message
+    if type(start) is int and type(end) is int:  # nearly always: without a call for each check, in half the time
+        timely = 0 <= start <= end <= MAX_NS or (_is_time(start) and _is_time(end) and CLOCK_SKEW in raw.flags)
+    else:
+        timely = _is_time(start) and _is_time(end)
     return (
-        _is_time(start)
-        and _is_time(end)
-        and (start is None or end is None or start <= end or CLOCK_SKEW in raw.flags)
-        and _is_short(raw.name)
+        timely
+        and type(name) is str
+        and len(name) <= HEAD
         and raw.kind in _KINDS
         and raw.status_code in _STATUS_CODES
-        and (raw.status_message is None or _is_short(raw.status_message))
-        and _is_short(raw.trace_state)
-        and (raw.parent_span_id is None or _is_span_id(raw.parent_span_id))
+        and (message is None or _is_short(message))
+        and (not (state := raw.trace_state) or _is_short(state))
+        and (parent_id is None or _is_span_id(parent_id))
         and _is_count(raw.trace_flags)
         and _is_count(raw.dropped_attributes)
         and _is_count(raw.dropped_events)
         and _is_count(raw.dropped_links)
-        and len(raw.attributes) <= MAX_ATTRIBUTES
-        and values.is_plain(raw.attributes)
-        and (not raw.events or (len(raw.events) <= MAX_EVENTS and all(map(_is_safe_event, raw.events))))
         and not raw.links  # rare: always the long way
+        and len(attributes) <= MAX_ATTRIBUTES
+        and values.is_plain(attributes)
+        and (not (events := raw.events) or (len(events) <= MAX_EVENTS and all(map(_is_safe_event, events))))
     )
 
 

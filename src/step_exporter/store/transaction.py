@@ -6,6 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 
 from sqlalchemy import Connection
 
@@ -54,10 +55,7 @@ class Work:
     def add(self, facts: SpanFacts) -> None:
         """Note a new fact, and the times that it gives the trace."""
         self.facts[facts.span_id] = facts
-        for moment in (facts.start_ns, facts.end_ns):
-            if moment is not None:
-                self.first_ns = moment if self.first_ns is None else min(self.first_ns, moment)
-                self.last_ns = moment if self.last_ns is None else max(self.last_ns, moment)
+        self.first_ns, self.last_ns = _hull((facts,), self.first_ns, self.last_ns)
 
     @property
     def is_behind(self) -> bool:
@@ -67,14 +65,16 @@ class Work:
     def catch_up(self, conn: Connection, people: Iterable[Annotation | Deletion]) -> None:
         """Bring what is known of the trace to just before this transaction: from nothing, or by what other writers
         stored since. What follows from that is in the database already, so those changes are thrown away."""
+        facts: list[SpanFacts | Annotation | Deletion] = list(people)
+        if self.is_new and not facts:
+            return  # nothing was before
         before = self.revision - 1
         known, after = self.known, None
         if known is None:
-            known = self.known = KnownTrace(self.epoch, 0, Derivation(self.trace_id))
+            known = self.known = self._begun()
             self.came_back = not self.is_new
         else:
             after = known.revision
-        facts: list[SpanFacts | Annotation | Deletion] = list(people)
         if not self.is_new:
             facts.extend(span.facts() for span in load_spans(conn, self.trace_id, after, before))
         if facts:
@@ -83,18 +83,21 @@ class Work:
 
     def derive(self) -> Changes:
         """What the new facts change."""
-        assert self.known is not None, "catch_up comes first"
-        changes = self.known.derivation.apply(self.facts.values())
-        if self._looks_finished(len(self.known.derivation)):
-            self.known.derivation.release()
-            self.known = None
+        finished = self._looks_finished()
+        known = self.known or self._begun(is_whole=finished)
+        changes = known.derivation.apply(self.facts.values())
+        if finished and not self.came_back and len(known.derivation) <= _MAX_RELOADED:
+            known.derivation.release()
+            known = None
+        self.known = known
         return changes
 
-    def _looks_finished(self, spans: int) -> bool:
+    def _begun(self, *, is_whole: bool = False) -> KnownTrace:
+        return KnownTrace(self.epoch, 0, Derivation(self.trace_id, is_whole=is_whole))
+
+    def _looks_finished(self) -> bool:
         """Whether nothing more is to be expected: a local root has ended. If more comes after all, the trace is loaded
         once, and then kept."""
-        if self.came_back or spans > _MAX_RELOADED:
-            return False
         for item in self.spans:
             raw = item.encoded.raw
             if raw.ended and (raw.parent_span_id is None or raw.parent_is_remote is True):
@@ -109,20 +112,37 @@ class Work:
         return known
 
 
+def _hull(facts: Iterable[SpanFacts], first: int | None, last: int | None) -> tuple[int | None, int | None]:
+    """The earliest and the latest time of spans and of what was known before."""
+    for span in facts:
+        for moment in (span.start_ns, span.end_ns):
+            if moment is not None:
+                if first is None or moment < first:
+                    first = moment
+                if last is None or moment > last:
+                    last = moment
+    return first, last
+
+
 def lock_traces(conn: Connection, sql: Statements, batch: Iterable[Prepared], known: KnownTraces) -> list[Work]:
     """Lock the traces of a batch, in order. What is known of them is taken out of ``known``, for an error to lose."""
     spans: dict[str, list[Prepared]] = {}
     for item in batch:
         spans.setdefault(item.facts.trace_id, []).append(item)
-    offered = {trace_id: secrets.randbits(63) for trace_id in sorted(spans)}
+    now = sql.now()
+    offered: dict[str, tuple[object, ...]] = {}
+    for trace_id in sorted(spans):  # as the rows stay where the traces are new: all that comes with them is, too
+        first_ns, last_ns = _hull([item.facts for item in spans[trace_id]], None, None)
+        offered[trace_id] = (trace_id, secrets.randbits(63), 1, first_ns, last_ns, now)
     works: list[Work] = []
-    for trace_id, epoch, revision, first_ns, last_ns in sql.lock(conn, list(offered.items()), sql.now()):
+    for trace_id, epoch, revision, first_ns, last_ns in sql.lock(conn, list(offered.values())):
         remembered = known.take(trace_id)
         if remembered is not None and (remembered.epoch != epoch or remembered.revision > revision):
             remembered = None  # deleted and made again, or put back from a backup
-        is_new = epoch == offered[trace_id]
-        works.append(Work(trace_id, epoch, revision + 1, first_ns, last_ns, is_new, remembered, spans[trace_id]))
-    works.sort(key=lambda work: work.trace_id)
+        is_new = epoch == offered[trace_id][1]
+        next_revision = revision if is_new else revision + 1
+        works.append(Work(trace_id, epoch, next_revision, first_ns, last_ns, is_new, remembered, spans[trace_id]))
+    works.sort(key=attrgetter("trace_id"))
     return works
 
 
@@ -130,44 +150,50 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
     """Insert spans, resources and contents. Spans whose key is taken are told apart: the same fact again is counted,
     another one becomes ``contested``."""
     counts: Counter[str] = Counter()
-    chosen: dict[tuple[str, str], tuple[Prepared, Work]] = {}
-    sources: dict[tuple[str, str], str] = {}
-    elements: dict[tuple[str, str], tuple[str | None, str]] = {}
+    chosen: list[dict[str, Prepared]] = []  # of each trace, by span id
+    sources: list[tuple[str, str, str]] = []
+    elements: list[tuple[str, str, str | None, str]] = []
+    rows: list[tuple[object, ...]] = []
     for work in works:
+        trace_id, hashes = work.trace_id, work.hashes
         stored = work.known.hashes if work.known is not None else set[str]()
+        given: dict[str, Prepared] = {}
         for item in work.spans:
-            first = chosen.setdefault(item.key, (item, work))[0]
+            first = given.setdefault(item.facts.span_id, item)
+            encoded = item.encoded
             if first is not item:
-                if first.encoded.row[FACT] == item.encoded.row[FACT]:
+                if first.encoded.row[FACT] == encoded.row[FACT]:
                     counts["duplicates"] += 1
                     continue
                 work.contested.append(item)
-            for source in item.encoded.sources:
-                if source.hash not in stored:
-                    sources[work.trace_id, source.hash] = source.body
-                    work.hashes.add(source.hash)
-            for element in item.encoded.elements:
-                if element.hash not in stored:
-                    elements[work.trace_id, element.hash] = (element.parent_hash, element.body)
-                    work.hashes.add(element.hash)
-    sql.insert(conn, "resources", ("trace_id", "hash", "body"), [(*key, body) for key, body in sorted(sources.items())])
-    rows = [(*key, *elements[key]) for key in sorted(elements)]
-    sql.insert(conn, "contents", ("trace_id", "hash", "parent_hash", "body"), rows)
-    ordered = sorted(chosen)
-    rows = [chosen[key][0].row(chosen[key][1].revision) for key in ordered]
-    taken: dict[tuple[str, str], SpanRow] = {}
-    if sql.insert(conn, "spans", SpanRow._fields, rows) < len(rows):
-        taken = _taken(conn, works)
-    for key in ordered:
-        item, work = chosen[key]
-        current = taken.get(key)
-        if current is None:
-            work.add(item.facts)
-            counts["new"] += 1
-        elif current[FACT] == item.encoded.row[FACT]:
-            counts["duplicates"] += 1
-        else:
-            work.contested.append(item)
+            for source in encoded.sources:
+                if source.hash not in hashes and source.hash not in stored:
+                    sources.append((trace_id, source.hash, source.body))
+                    hashes.add(source.hash)
+            for element in encoded.elements:
+                if element.hash not in hashes and element.hash not in stored:
+                    elements.append((trace_id, element.hash, element.parent_hash, element.body))
+                    hashes.add(element.hash)
+        chosen.append(given)
+        rows += [given[span_id].row(work.revision) for span_id in sorted(given)]
+    sources.sort()
+    elements.sort(key=itemgetter(0, 1))
+    sql.insert(conn, "resources", ("trace_id", "hash", "body"), sources)
+    sql.insert(conn, "contents", ("trace_id", "hash", "parent_hash", "body"), elements)
+    new = sql.insert(conn, "spans", SpanRow._fields, rows)
+    taken = _taken(conn, works) if new < len(rows) else {}
+    for work, given in zip(works, chosen, strict=True):
+        for span_id, item in given.items():
+            current = taken.get((work.trace_id, span_id)) if taken else None
+            if current is None:
+                work.facts[span_id] = item.facts
+            elif current[FACT] == item.encoded.row[FACT]:
+                counts["duplicates"] += 1
+            else:
+                work.contested.append(item)
+        counts["new"] += len(work.facts)
+        if not work.is_new:
+            work.first_ns, work.last_ns = _hull(work.facts.values(), work.first_ns, work.last_ns)
     return counts
 
 
@@ -203,7 +229,11 @@ def settle_contested(conn: Connection, sql: Statements, works: Iterable[Work]) -
 
 
 def update_traces(conn: Connection, sql: Statements, works: Iterable[Work]) -> None:
-    """Note on the traces with new facts their revision and times."""
+    """Note on the traces with new facts their revision and times; those that are new say so since they were locked."""
     now = sql.now()
-    rows = [(work.trace_id, work.revision, work.first_ns, work.last_ns, now) for work in works if work.facts]
+    rows = [
+        (work.trace_id, work.revision, work.first_ns, work.last_ns, now)
+        for work in works
+        if work.facts and not work.is_new
+    ]
     sql.update(conn, "traces", ("trace_id",), ("revision", "first_ns", "last_ns", "changed_at"), rows)

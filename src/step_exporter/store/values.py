@@ -36,7 +36,6 @@ UNSAFE = "unsafe_value"
 RESERVED = "step_exporter.raw"
 """The attribute that holds what has no other place: names of attributes with NUL or lone surrogates."""
 
-_RESERVED_BYTES = RESERVED.encode()
 _SCALARS = frozenset({str, int, bool, float, NoneType})
 _FLAT = _SCALARS | {tuple}
 _NAMES = frozenset({str})
@@ -76,13 +75,13 @@ def is_shortened(text: str) -> bool:
 def is_plain(attributes: Mapping[str, AttributeValue]) -> bool:
     """Whether the mapping is one of scalars and tuples of scalars, which needs no second look (1 µs)."""
     kinds = set(map(type, attributes.values()))
-    if not kinds <= _FLAT or not set(map(type, attributes)) <= _NAMES:
+    if not kinds <= _FLAT or not _NAMES.issuperset(map(type, attributes)):
         return False
-    return tuple not in kinds or all(
-        set(map(type, cast("tuple[object, ...]", value))) <= _SCALARS
-        for value in attributes.values()
-        if type(value) is tuple
-    )
+    if tuple in kinds:
+        for value in attributes.values():
+            if type(value) is tuple and not _SCALARS.issuperset(map(type, cast("tuple[object, ...]", value))):
+                return False
+    return True
 
 
 def safe_mapping(attributes: Mapping[Any, Any], flags: set[str], depth: int = 0) -> dict[str, AttributeValue]:
@@ -163,9 +162,9 @@ def encode(attributes: Mapping[str, AttributeValue], placeholders: Mapping[str, 
     One orjson call does for nearly all: it raises on what JSON cannot hold, but for NaN and infinity (written
     as null), NUL (a text column of PostgreSQL would take the escape, its JSON functions not) and our own escapes.
     """
-    text = _dumps(attributes)
+    text = _dumps(attributes) if RESERVED not in attributes else None
     if text is not None and not placeholders:
-        return text.decode()
+        return text
     escaped = attributes if text is not None else _escape_attributes(attributes)
     return orjson.dumps({**escaped, **(placeholders or {})}, option=orjson.OPT_SORT_KEYS).decode()
 
@@ -173,17 +172,19 @@ def encode(attributes: Mapping[str, AttributeValue], placeholders: Mapping[str, 
 def encode_value(value: AttributeValue) -> str:
     """Canonical JSON of one safe value."""
     text = _dumps(value)
-    if text is None:
-        text = orjson.dumps(_escape(value), option=orjson.OPT_SORT_KEYS)
-    return text.decode()
+    return orjson.dumps(_escape(value), option=orjson.OPT_SORT_KEYS).decode() if text is None else text
 
 
-def _dumps(value: object) -> bytes | None:
+def _dumps(value: object) -> str | None:
+    """JSON text of a value, if it gives the same value back."""
     try:
-        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     except TypeError:
         return None
-    return None if b"null" in text or b"\\u0000" in text or b'{"$' in text or _RESERVED_BYTES in text else text
+    # To look for one character first takes 0.04 µs instead of 0.4.
+    if "null" in text or ("$" in text and '{"$' in text) or ("\\" in text and "\\u0000" in text):
+        return None
+    return text
 
 
 def _escape_attributes(attributes: Mapping[str, AttributeValue]) -> dict[str, object]:
