@@ -21,7 +21,7 @@ from step_exporter.conventions.content import (
     strip,
     take_apart,
 )
-from step_exporter.facts import Event, Link, RawSpan
+from step_exporter.facts import Content, Event, Link, RawSpan
 
 TEXT = st.text(st.characters(exclude_categories=()))
 SCALARS = st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | TEXT | st.binary()
@@ -230,6 +230,24 @@ def test_the_memo_changes_no_result(messages: list[Any], indent: int | None, cal
         for value in (text, text[: len(text) - cut], text.replace("},", "} ,", 1)):
             raw = span({"input.value": value, "output.value": value})
             assert take_apart(raw, memo) == take_apart(raw)
+
+
+def test_a_short_argument_or_result_stays_where_it_is() -> None:
+    short, long = "x" * 64, "x" * 65
+    keys = ("gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "ai.toolCall.args")
+    assert take_apart(span(dict.fromkeys(keys, short))) == Contents()
+    assert take_apart(span(dict.fromkeys(keys, long))).consumed == frozenset(keys)
+    # messages name the element that they are from; an event counts as one that carries content by its elements
+    said = {"gen_ai.output.messages": short, "ai.response.text": short, "llm.openai.messages": short}
+    assert take_apart(span(said)).consumed == frozenset(said)
+    assert take_apart(span({}, (Event("e", 1, {keys[0]: short}),))).events
+
+
+def test_what_was_parsed_to_find_its_end_is_the_same_element() -> None:
+    raw = span({"gen_ai.input.messages": json.dumps(MESSAGES)})
+    elements = take_apart(raw).attributes["gen_ai.input.messages"].elements
+    assert [vars(element)["value"] for element in elements] == MESSAGES
+    assert elements == tuple(Content(*element) for element in elements)
 
 
 def test_nesting_beyond_every_limit_is_kept_as_it_is() -> None:

@@ -476,6 +476,38 @@ def test_no_value_raises(values: dict[str, Any], as_text: bool, event: str) -> N
             hash(message)
 
 
+PARTS = WORDS | st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "tool_call", "tool_call_response", "reasoning", "blob", "", None])},
+    optional={
+        "content": WORDS | SHAPES,
+        "text": WORDS,
+        "id": WORDS | st.integers(),
+        "name": WORDS | st.none(),
+        "arguments": SHAPES | st.just('{"b": 1.0, "a": "é"}'),
+        "response": SHAPES | st.just('[{"type": "text", "text": " sunny "}]'),
+        "result": WORDS,
+    },
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(PARTS, max_size=3),
+    st.sampled_from(["user", "assistant", "tool", "system", "AI", "nobody", 1]),
+    st.dictionaries(st.sampled_from(["name", "finish_reason"]), WORDS | st.none() | st.just(["x"])),
+    st.sampled_from(["gen_ai.input.messages", "gen_ai.output.messages"]),
+)
+def test_the_commonest_shape_is_read_as_every_other(
+    parts: list[Any], role: Any, more: dict[str, Any], key: str
+) -> None:
+    def said(message: dict[str, Any]) -> Any:
+        raw = span({key: json.dumps([message])})
+        return [[m[:-1] for m in messages] for messages in read_messages(raw, take_apart(raw))]
+
+    message = {"role": role, "parts": parts, **more}
+    assert said(message) == said({**message, "a field that means nothing": 1})
+
+
 def test_nesting_beyond_every_limit_gives_no_error() -> None:
     for text in ("[" * 100_000, '[{"content":' * 900 + "1" + "}]" * 900, '{"input":' * 5000 + "1" + "}" * 5000):
         raw = span({"gen_ai.input.messages": text, "output.value": text})

@@ -7,15 +7,15 @@ the next prompt are one message, two runs never share one, and arrival order doe
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring
+from typing import NamedTuple, TypeVar
 
-from step_exporter.facts import Message
+from step_exporter.facts import Message, ToolCall
 
 from . import ids
 from .intervals import Order
 from .rows import MessageRow
-from .steps import canonical_json
 
 
 class Source(NamedTuple):
@@ -60,7 +60,7 @@ class MessageTree:
         node = self.root
         for message in source.inputs:
             node = self._kid(node, message)
-        insort(node.prompts, (source.order, source), key=_place)
+        _insert(node.prompts, (source.order, source))
         walk = node
         while walk.parent is not None:
             first = walk.first_input
@@ -71,7 +71,7 @@ class MessageTree:
             walk = walk.parent
         for index, message in enumerate(source.outputs):
             node = self._kid(node, message)
-            insort(node.answers, (source.order, index, source), key=_place)
+            _insert(node.answers, (source.order, index, source))
             self.dirty[node.id] = node
 
     def remove(self, source: Source) -> None:
@@ -121,7 +121,7 @@ class MessageTree:
         kid = node.by_message.get(said)
         if kid is not None and node.kids.get(kid.id) is kid:
             return kid
-        calls = tuple(part for call in message.tool_calls for part in (call.name or "", call.arguments))
+        calls = tuple([part for call in message.tool_calls for part in (call.name or "", call.arguments)])
         message_id = ids.message_id(node.id, message.role, message.text, calls)
         kid = node.kids.get(message_id)
         if kid is None:
@@ -148,24 +148,48 @@ class MessageTree:
             assert said.first_input is not None
             source = said.first_input
             message = source.inputs[said.position]
-        calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls]
-        return MessageRow(
-            trace_id=trace_id,
-            id=said.id,
-            parent_id=said.parent.id if said.parent is not None and said.parent.parent is not None else None,
-            role=message.role,
-            content_hash=message.content_hash,
-            name=message.name,
-            tool_calls=canonical_json(calls) if calls else None,
-            tool_call_id=message.tool_call_id,
-            step_id=source.step_id,
-            run_id=run_id,
-            position=said.position,
+        parent = said.parent
+        return MessageRow(  # by position: keywords cost 1 µs
+            trace_id,
+            said.id,
+            parent.id if parent is not None and parent.parent is not None else None,
+            message.role,
+            message.content_hash,
+            message.name,
+            _calls_json(message.tool_calls) if message.tool_calls else None,
+            message.tool_call_id,
+            source.step_id,
+            run_id,
+            said.position,
         )
+
+
+def _calls_json(calls: Iterable[ToolCall]) -> str:
+    """``canonical_json`` of the calls, which are texts: 0.5 µs instead of 3."""
+    parts = [
+        f'{{"arguments":{_quoted(arguments)},"id":{_quoted(id_)},"name":{_quoted(name)}}}'
+        for id_, name, arguments in calls
+    ]
+    return f"[{','.join(parts)}]"
+
+
+def _quoted(text: str | None) -> str:
+    return "null" if text is None else encode_basestring(text)
 
 
 def _place(entry: tuple[Order, Source] | tuple[Order, int, Source]) -> Order:
     return entry[0]
+
+
+_Entry = TypeVar("_Entry", tuple[Order, Source], tuple[Order, int, Source])
+
+
+def _insert(entries: list[_Entry], entry: _Entry) -> None:
+    """Add an entry in order; nearly always it comes last."""
+    if entries and entries[-1][0] > entry[0]:
+        insort(entries, entry, key=_place)
+    else:
+        entries.append(entry)
 
 
 def _index(entries: Sequence[tuple[Order, Source] | tuple[Order, int, Source]], source: Source) -> int:

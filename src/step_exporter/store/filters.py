@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
+from step_exporter.conventions.clean import is_clean
 from step_exporter.errors import InputError
 from step_exporter.models import utc_datetime
-from step_exporter.store.values import is_clean
 
 Order = Literal["newest", "oldest"]
 Time = datetime | int

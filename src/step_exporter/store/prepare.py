@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from step_exporter.conventions.clean import visible
 from step_exporter.conventions.content import ContentMemo, take_apart
 from step_exporter.conventions.logfire import pending
 from step_exporter.facts import RawSpan, SpanFacts
 from step_exporter.store import safety
 from step_exporter.store.codec import FACT, Encoded, Sources, canonical, encode
 from step_exporter.store.reading import read
-from step_exporter.store.values import visible
 
 INVALID_ID = "invalid_id"
 UNSTORABLE = "unstorable"

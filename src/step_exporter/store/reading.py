@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, cast
 
 from step_exporter import conventions
+from step_exporter.conventions.clean import is_clean, visible
 from step_exporter.conventions.content import Contents
-from step_exporter.facts import RawSpan, Role, SpanFacts
+from step_exporter.facts import Message, RawSpan, Role, SpanFacts
 from step_exporter.store.notices import Notices
-from step_exporter.store.values import visible
 
 _notices = Notices(logging.getLogger(__name__))
 
@@ -21,8 +22,8 @@ def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
     """The facts of a span that is safe, its collisions flagged.
 
     ``has_escapes`` says that reading may have parsed NUL or half a surrogate pair out of JSON (or found it as it
-    is): then every text is looked through. A reader that fails is a bug; the span is stored nevertheless, with
-    the flag ``unreadable``.
+    is): then every text is looked through, but for messages out of ``contents``, which are clean. A reader that fails
+    is a bug; the span is stored nevertheless, with the flag ``unreadable``.
     """
     try:
         facts = conventions.read(raw, contents)
@@ -30,7 +31,7 @@ def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
         where = (raw.span_id, raw.trace_id)
         _notices.say(UNREADABLE, "step_exporter cannot read span %s of trace %s; it is stored", *where, error=error)
         facts = _unread(raw)
-    if has_escapes:
+    if has_escapes and not _is_clean(facts):
         facts = cast(SpanFacts, _clean(facts))
     if raw.collisions:
         facts = facts._replace(flags=tuple(sorted({*facts.flags, ID_COLLISION})))
@@ -54,6 +55,19 @@ def _unread(raw: RawSpan) -> SpanFacts:
         raw.abandoned_ns,
         flags=tuple(sorted({*raw.flags, UNREADABLE})),
     )
+
+
+def _is_clean(values: Iterable[Any]) -> bool:
+    for value in values:
+        if type(value) is str:
+            if not is_clean(value):
+                return False
+        elif value and isinstance(value, tuple):
+            if isinstance(value, Message) and value.content_hash is not None:
+                continue
+            if not _is_clean(cast("tuple[Any, ...]", value)):
+                return False
+    return True
 
 
 def _clean(value: Any) -> Any:

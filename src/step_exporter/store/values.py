@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import orjson
 
+from step_exporter.conventions.clean import VISIBLE, is_clean
 from step_exporter.facts import AttributeValue
 
 MAX_TEXT = 1 << 20
@@ -39,23 +40,11 @@ RESERVED = "step_exporter.raw"
 _SCALARS = frozenset({str, int, bool, float, NoneType})
 _FLAT = _SCALARS | {tuple}
 _NAMES = frozenset({str})
-_UNCLEAN = re.compile("[\x00\ud800-\udfff]")
-_VISIBLE = {code: f"\\u{code:04x}" for code in (0, *range(0xD800, 0xE000))}
-_TO_ESCAPE = {**_VISIBLE, ord("\\"): "\\\\"}
+_TO_ESCAPE = {**VISIBLE, ord("\\"): "\\\\"}
 _ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4})")
 
 
 # --- texts
-
-
-def visible(text: str) -> str:
-    """The text with NUL and lone surrogates shown as ``\\u0000`` and ``\\ud800``, as no database takes them."""
-    return text if is_clean(text) else text.translate(_VISIBLE)
-
-
-def is_clean(text: str) -> bool:
-    """Whether every database takes the text as it is."""
-    return "\0" not in text if text.isascii() else _UNCLEAN.search(text) is None
 
 
 def shortened(text: str) -> str:
