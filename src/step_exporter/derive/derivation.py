@@ -8,8 +8,10 @@ those handed out before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 
 from step_exporter.derive import ids
+from step_exporter.derive.intervals import Order
 from step_exporter.derive.logs import Logs
 from step_exporter.derive.loop import Loop, by_order
 from step_exporter.derive.messages import MessageTree, Source
@@ -146,19 +148,24 @@ class Derivation:
         gone: set[str] = set()
         made: dict[str, Built] = {}
         doubtful, self._loop.doubtful_steps = self._loop.doubtful_steps, {}
-        for step in doubtful:
+        for step in sorted(doubtful, key=by_order, reverse=True):  # as in ``Loop.take``
             self._leave(step)
             if step.id:
                 gone.add(step.id)
+        counted: list[tuple[Order, Step, RunState, Built]] = []
         for step in doubtful:
             if not step.carriers and not step.entries:
                 if step.key is not None and self._loop.explicit.get(step.key) is step:
                     del self._loop.explicit[step.key]
                 self._set_sources(step, {})
                 continue
-            built = self._build(step)
+            built, run = self._build(step)
             if step.id not in self._deleted_steps:
                 made[step.id] = built
+                counted.append(((built.step.created_ns, built.step.span_id), step, run, built))
+        for _, step, run, built in sorted(counted, key=_first):
+            run.count(step, built)
+            self._doubtful_runs[run] = None
         deleted = tuple(step_id for step_id in gone if step_id not in made and self._step_rows.pop(step_id, None))
         written = [
             (step_id, built)
@@ -187,7 +194,7 @@ class Derivation:
             self._loop.inner_steps[step.parent_tool].pop(step, None)
         step.scope = step.parent_tool = None
 
-    def _build(self, step: Step) -> Built:
+    def _build(self, step: Step) -> tuple[Built, RunState]:
         anchor = step.anchor()
         assert anchor is not None
         facts, below = anchor.facts, anchor.below
@@ -223,11 +230,8 @@ class Derivation:
             flags=("parent_inferred",) if any(node.inferred for node in scope.openers.values()) else (),
         )
         built = step.built = build_step(parts)
-        if step.id not in self._deleted_steps:
-            run.count(step, built)
-            self._doubtful_runs[run] = None
         self._set_sources(step, self._sources(step, anchor, requests, spans))
-        return built
+        return built, run
 
     def _parent_step_id(self, step: Step, anchor: Node) -> str | None:
         """The step around a step: the explicit one that it lies in, or the one whose tool called its run or itself."""
@@ -408,6 +412,9 @@ class Derivation:
                     parent = step.built.step.parent_step_id if step.built is not None else None
                     if deletion.id in (step.id, parent):
                         self._loop.doubtful_steps[step] = None
+
+
+_first = itemgetter(0)
 
 
 def _led_by(first: Node, nodes: Mapping[str, Node]) -> Iterable[Node]:

@@ -11,8 +11,9 @@ entries and calls is the run as the tree sees it; beside it each agent keeps a t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 
-from step_exporter.derive.intervals import UNKNOWN, Order, Timeline
+from step_exporter.derive.intervals import UNKNOWN, Timeline
 from step_exporter.derive.requests import component, group, is_alone, is_tail
 from step_exporter.derive.state import Call, Entry, Scope, Step
 from step_exporter.derive.tree import Node, Tree, opens_run, step_key
@@ -41,6 +42,7 @@ class Loop:
         self._llms: dict[Node, None] = {}
         self._agents: dict[Node, None] = {}
         self._doubtful_calls: dict[Call, None] = {}
+        self._entered: list[Entry] = []
 
     def take(self, spans: Iterable[SpanFacts]) -> None:
         """Take new spans, and new versions of known ones."""
@@ -51,11 +53,13 @@ class Loop:
                 del news[span_id]
             else:
                 self._withdraw(nodes[span_id])
-        moved = self.tree.update(news.values())
-        for node in moved.values():
+        # Timelines are taken apart from their ends and put together in order: at the front, each node would shift all
+        # others, and when the agent of 50,000 steps arrives, all of them move.
+        moved = sorted(self.tree.update(news.values()).values(), key=by_order)
+        for node in reversed(moved):
             if node in self._registered:
                 self._withdraw(node)
-        for node in moved.values():
+        for node in moved:
             self._contribute(node)
         self._group_requests()
         self._place_bare_steps()
@@ -258,31 +262,35 @@ class Loop:
 
     def _group_requests(self) -> None:
         while self._llms:
-            node = next(iter(self._llms))
-            if node not in self._registered or node.facts.role is not Role.LLM:
-                del self._llms[node]
-                continue
-            if is_alone(node, self.tree.families):
-                del self._llms[node]
-                if node.request is None:
-                    self._enter(Entry([node], is_request=True))
-                    continue
-                if len(node.request.spans) == 1:
-                    continue
-            members = component(node, self.tree.families)
-            groups = group(members, self.tree.families)
-            wrappers = set(members).difference(*groups)
-            for span in wrappers:
-                if span.request is not None:
-                    self._dissolve(span.request)
-            for spans in groups:
-                if spans[0].request is None or spans[0].request.spans != spans:
-                    for span in spans:
-                        if span.request is not None:
-                            self._dissolve(span.request)
-                    self._enter(Entry(spans, is_request=True))
-            for span in members:
-                self._llms.pop(span, None)
+            doubtful, self._llms = self._llms, {}
+            grouped: set[Node] = set()
+            for node in sorted(doubtful, key=by_order):
+                if node in self._registered and node.facts.role is Role.LLM and node not in grouped:
+                    self._group_around(node, grouped)
+
+    def _group_around(self, node: Node, grouped: set[Node]) -> None:
+        """Find the request of an LLM span, and those of all that have to be looked at with it (``grouped``)."""
+        if is_alone(node, self.tree.families):
+            if node.request is None:
+                self._enter(Entry([node], is_request=True))
+                return
+            if len(node.request.spans) == 1:
+                return
+        members = component(node, self.tree.families)
+        grouped.update(members)
+        groups = group(members, self.tree.families)
+        wrappers = set(members).difference(*groups)
+        for span in wrappers:
+            if span.request is not None:
+                self._dissolve(span.request)
+        for spans in groups:
+            if spans[0].request is None or spans[0].request.spans != spans:
+                for span in spans:
+                    if span.request is not None:
+                        self._dissolve(span.request)
+                self._enter(Entry(spans, is_request=True))
+        for span in members:
+            self._llms.pop(span, None)
 
     def _enter(self, entry: Entry) -> None:
         """Put an entry where its first span stands, and into its step."""
@@ -308,7 +316,7 @@ class Loop:
                 entry.scope.asked.setdefault(call_id, Timeline()).add(entry)
             self._load(anchor, entry.agent)
         self.doubtful_steps[entry.step] = None
-        self._doubt_calls(entry)
+        self._entered.append(entry)
         self.doubtful_scopes[entry.scope] = None
 
     def _dissolve(self, entry: Entry) -> None:
@@ -379,8 +387,7 @@ class Loop:
     def _place_agents(self) -> None:
         """An ended agent span that no LLM request belongs to is one step."""
         while self._agents:
-            node = next(iter(self._agents))
-            del self._agents[node]
+            node, _ = self._agents.popitem()
             facts = node.facts
             alone = (
                 node in self._registered
@@ -413,6 +420,9 @@ class Loop:
     # ---- calls
 
     def _attribute_calls(self) -> None:
+        for entry in self._entered:  # once all are there: before its successor came, all later calls were the first's
+            self._doubt_calls(entry)
+        self._entered.clear()
         for call in self._doubtful_calls:
             step = self._asking_step(call) if call.scope is not None else None
             if not call.spans:
@@ -485,6 +495,5 @@ class Loop:
         return self.calls[tool].step if tool is not None and tool in self.calls else None
 
 
-def by_order(item: Node | Entry | Call) -> Order:
-    """The key that sorts by (start, span_id)."""
-    return item.order
+by_order = attrgetter("order")
+"""The key that sorts nodes, entries and calls by (start, span_id)."""

@@ -93,7 +93,7 @@ def _placed(spans: Mapping[str, SpanFacts]) -> list[_Run] | None:
         if span.span_id in below:
             continue
         path = [span]  # up to what has its place; children mostly come before what they are in
-        while (parent_id := path[-1].parent_span_id) not in below and parent_id in spans:
+        while (parent_id := path[-1].parent_span_id) is not None and parent_id not in below and parent_id in spans:
             path.append(spans[parent_id])
             if len(path) > len(spans):
                 return None  # parents go round in a circle

@@ -200,7 +200,7 @@ def build_step(parts: StepParts) -> Built:
     if troubled:
         spoken = next((request for request in reversed(requests) if not request_failed(request)), spoken)
     voice = merge((*spoken, *carriers))
-    said = merge((*carriers, *seen)) if carriers or len(seen) > 1 else seen[0]
+    said = merge((*carriers, *seen))
     agent = parts.agent or said
 
     usage = _step_usage(parts)
@@ -236,7 +236,7 @@ def build_step(parts: StepParts) -> Built:
             break
 
     llm_times = intervals(seen)
-    tool_times = intervals(executed) if executed else executed
+    tool_times = intervals(executed)
     if in_flight:
         end = None
     llm_start = min([facts.start_ns for facts in seen if facts.start_ns is not None], default=said.llm_start_ns)

@@ -350,14 +350,14 @@ class Tree:
         settled from below would be settled again by each span above it."""
         waiting = dict.fromkeys(loose)
         while waiting:
-            path = [next(reversed(waiting))]
+            path = [waiting.popitem()[0]]
             while (above := path[-1].base) is not None and above in waiting:
+                del waiting[above]
                 path.append(above)
             while path:
                 node = path.pop()
-                if node in waiting:
-                    del waiting[node]
-                    self._settle_one(node, moved, waiting)
+                waiting.pop(node, None)  # settling what is above it may have put it back
+                self._settle_one(node, moved, waiting)
 
     def _settle_one(self, node: Node, moved: dict[str, Node], waiting: dict[Node, None]) -> None:
         base_context = node.base.below if node.base is not None else OUTSIDE
