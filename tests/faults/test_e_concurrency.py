@@ -48,7 +48,7 @@ def test_e1_a_fork_in_the_middle_of_a_write(database_url: str, assert_invariants
         from sqlalchemy import Engine, event
         inside = threading.Event()
         def wait(connection, cursor, statement, *rest):
-            if statement.lstrip().startswith("INSERT INTO spans") and not inside.is_set():
+            if statement.lstrip().startswith(("INSERT INTO spans", "COPY spans")) and not inside.is_set():
                 inside.set()
                 time.sleep(0.3)
         event.listen(Engine, "after_cursor_execute", wait)

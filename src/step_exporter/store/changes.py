@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from operator import itemgetter
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -18,13 +19,20 @@ MESSAGES = MessageRow._fields
 _key = itemgetter(0, 1)
 
 
-def write_changes(conn: Connection, sql: Statements, changes: Iterable[tuple[str, Changes]]) -> None:
+def write_changes(
+    conn: Connection,
+    sql: Statements,
+    changes: Iterable[tuple[str, Changes]],
+    new_traces: Container[str] = (),
+    now: Any = None,
+) -> None:
     """Write the changes of several traces (id, changes): what is gone first, then every row that is new or other.
+    ``new_traces`` are those that this transaction made, ``now`` is its time (``Statements.now``).
 
     Rows are sorted by key: neighbours go to neighbouring pages, and two writers never wait for each other in turn.
     """
     changes = list(changes)
-    now = sql.now()
+    now = now or sql.now()
     time = sql.time
     for table, deleted in (
         ("messages", [(trace, key) for trace, change in changes for key in change.deleted_messages]),
@@ -33,10 +41,10 @@ def write_changes(conn: Connection, sql: Statements, changes: Iterable[tuple[str
     ):
         sql.delete(conn, table, sorted(deleted))
     steps = [(*row[:-1], time(row.created_ns), now) for _, change in changes for row in change.steps]
-    sql.upsert(conn, "steps", STEPS, sorted(steps, key=_key))
+    sql.upsert(conn, "steps", STEPS, sorted(steps, key=_key), new_traces)
     metrics = [row for _, change in changes for row in change.step_metrics]
-    sql.upsert(conn, "step_metrics", METRICS, sorted(metrics, key=_key))
+    sql.upsert(conn, "step_metrics", METRICS, sorted(metrics, key=_key), new_traces)
     runs = [(*row[:-1], time(row.created_ns), now) for _, change in changes for row in change.runs]
-    sql.upsert(conn, "runs", RUNS, sorted(runs, key=_key))
+    sql.upsert(conn, "runs", RUNS, sorted(runs, key=_key), new_traces)
     messages = [row for _, change in changes for row in change.messages]
-    sql.upsert(conn, "messages", MESSAGES, sorted(messages, key=_key))
+    sql.upsert(conn, "messages", MESSAGES, sorted(messages, key=_key), new_traces)

@@ -277,6 +277,10 @@ def _prepare(
     event.listen(engine, "do_connect", connect)
     if not _is_sqlite(url):
         postgresql.leave_bad_connections(engine)
+        if not read_only:
+            from step_exporter.store.copying import take_copies  # its imports are for PostgreSQL's users only
+
+            take_copies(engine)
     else:
 
         def begin(connection: Connection) -> None:

@@ -50,7 +50,7 @@ def is_data(error: BaseException) -> bool:
         return isinstance(error, Exception)
     state = _sqlstate(error)
     if state is not None:
-        return state[:2] in _DATA_CLASSES
+        return state[:2] in _DATA_CLASSES and not error.connection_invalidated
     if isinstance(error.orig, sqlite3.Error):
         # Operational errors are the file's, and so is what has no class of its own: malformed, not a database.
         return not isinstance(error.orig, sqlite3.OperationalError) and type(error.orig) is not sqlite3.DatabaseError

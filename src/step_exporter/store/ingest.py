@@ -31,7 +31,14 @@ from step_exporter.store.failures import cause, is_data, is_lost, is_passing, is
 from step_exporter.store.known import KnownTraces
 from step_exporter.store.notices import Notices
 from step_exporter.store.prepare import UNSTORABLE, Prepared, Rejected, prepare, reject
-from step_exporter.store.transaction import catch_up, insert_facts, lock_traces, settle_contested, update_traces
+from step_exporter.store.transaction import (
+    catch_up,
+    insert_facts,
+    lock_traces,
+    settle_contested,
+    traces_made,
+    update_traces,
+)
 
 _notices = Notices(logging.getLogger(__name__))
 
@@ -233,7 +240,8 @@ class Writer:
     def _transact(self, batch: Sequence[Prepared]) -> Mapping[str, int]:
         """One transaction. What is known of its traces is put back only after the commit."""
         with self.engine.begin() as conn:
-            works = lock_traces(conn, self.sql, batch, self._known)
+            now = self.sql.now()  # one time for all: whoever follows looks for steps in the traces that changed since
+            works = lock_traces(conn, self.sql, batch, self._known, now)
             counts = insert_facts(conn, self.sql, works)
             derived = [work for work in works if work.trace_id not in self._underived]
             with _deriving():
@@ -243,8 +251,8 @@ class Writer:
                 changes = [(work.trace_id, work.derive()) for work in derived if work.facts]
             self._have_names(conn, changes)
             with _deriving():
-                write_changes(conn, self.sql, changes)
-            update_traces(conn, self.sql, works)
+                write_changes(conn, self.sql, changes, traces_made(works), now)
+            update_traces(conn, self.sql, works, now)
         for work in works:
             if work.known is not None and work.trace_id not in self._underived:
                 self._known.put(work.trace_id, work.after_commit(work.known))

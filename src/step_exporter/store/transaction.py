@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -124,12 +125,13 @@ def _hull(facts: Iterable[SpanFacts], first: int | None, last: int | None) -> tu
     return first, last
 
 
-def lock_traces(conn: Connection, sql: Statements, batch: Iterable[Prepared], known: KnownTraces) -> list[Work]:
+def lock_traces(
+    conn: Connection, sql: Statements, batch: Iterable[Prepared], known: KnownTraces, now: Any
+) -> list[Work]:
     """Lock the traces of a batch, in order. What is known of them is taken out of ``known``, for an error to lose."""
     spans: dict[str, list[Prepared]] = {}
     for item in batch:
         spans.setdefault(item.facts.trace_id, []).append(item)
-    now = sql.now()
     offered: dict[str, tuple[object, ...]] = {}
     for trace_id in sorted(spans):  # as the rows stay where the traces are new: all that comes with them is, too
         first_ns, last_ns = _hull([item.facts for item in spans[trace_id]], None, None)
@@ -144,6 +146,11 @@ def lock_traces(conn: Connection, sql: Statements, batch: Iterable[Prepared], kn
         works.append(Work(trace_id, epoch, next_revision, first_ns, last_ns, is_new, remembered, spans[trace_id]))
     works.sort(key=attrgetter("trace_id"))
     return works
+
+
+def traces_made(works: Iterable[Work]) -> set[str]:
+    """The traces that this transaction made."""
+    return {work.trace_id for work in works if work.is_new}
 
 
 def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Counter[str]:
@@ -178,9 +185,10 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
         rows += [given[span_id].row(work.revision) for span_id in sorted(given)]
     sources.sort()
     elements.sort(key=itemgetter(0, 1))
-    sql.insert(conn, "resources", ("trace_id", "hash", "body"), sources)
-    sql.insert(conn, "contents", ("trace_id", "hash", "parent_hash", "body"), elements)
-    new = sql.insert(conn, "spans", SpanRow._fields, rows)
+    new_traces = traces_made(works)
+    sql.insert(conn, "resources", ("trace_id", "hash", "body"), sources, new_traces)
+    sql.insert(conn, "contents", ("trace_id", "hash", "parent_hash", "body"), elements, new_traces)
+    new = sql.insert(conn, "spans", SpanRow._fields, rows, new_traces)
     taken = _taken(conn, works) if new < len(rows) else {}
     for work, given in zip(works, chosen, strict=True):
         for span_id, item in given.items():
@@ -228,9 +236,8 @@ def settle_contested(conn: Connection, sql: Statements, works: Iterable[Work]) -
     return counts
 
 
-def update_traces(conn: Connection, sql: Statements, works: Iterable[Work]) -> None:
+def update_traces(conn: Connection, sql: Statements, works: Iterable[Work], now: Any) -> None:
     """Note on the traces with new facts their revision and times; those that are new say so since they were locked."""
-    now = sql.now()
     rows = [
         (work.trace_id, work.revision, work.first_ns, work.last_ns, now)
         for work in works
