@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sqlite3
 import subprocess
@@ -302,6 +303,29 @@ def test_a_step_without_metrics_or_run_is_a_step(store: Any, write: Seed) -> Non
     assert store.trace(trace).steps == (found,)
 
 
+def test_a_step_is_the_same_in_a_page_by_its_id_and_in_its_trace(store: Any, write: Seed) -> None:
+    with write() as conn:
+        trace = put_trace(conn, 1)
+        json_columns: dict[str, Any] = {
+            "tags": ["a", "ä"],
+            "flags": [],
+            "error_data": {"message": "no"},
+            "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details": {},
+        }
+        at_once = DAY + timedelta(microseconds=1)
+        put_step(conn, trace, "full", 1, **json_columns, model="gpt-5", step_ns=2**62, updated_at=at_once)
+        put_step(conn, trace, "bare", 2, span_id="00000000000000a2")
+        conn.execute(text("DELETE FROM step_metrics WHERE id = 'bare'"))
+    page = store.steps(StepFilter(trace_ids=[trace]), order="oldest").items
+    assert page == store.steps(order="oldest").items == (store.step("full"), store.step("bare"))
+    assert {step.id: step for step in page} == {step.id: step for step in store.trace(trace).steps}
+    full, bare = page
+    assert {name: getattr(full, name) for name in json_columns} == json_columns
+    assert (full.created_at, full.updated_at, full.metrics.step_ns) == (at(1), at_once, 2**62)
+    assert (bare.tags, bare.error_data, bare.metrics) == (None, None, None)
+
+
 # Filters
 
 
@@ -485,6 +509,22 @@ def test_pages_stay_right_while_rows_arrive(store: Any, write: Seed) -> None:
     assert ids(rest) == ["step-5", "step-4", "step-3", "older", "step-2", "step-1", "step-0"]
 
 
+def test_an_export_is_of_one_moment(database_url: str, write: Seed) -> None:
+    with write() as conn:
+        trace = put_trace(conn, 1)
+        step = {"trace_id": trace, "span_id": "00000000000000a1", "status": "success"}
+        put(conn, "steps", [{**step, "id": f"step-{number}", "created_at": at(number)} for number in range(1001)])
+
+    def clear(count: int) -> None:
+        with write() as conn:
+            conn.execute(text("DELETE FROM steps"))
+
+    with StepStore(database_url) as store:
+        assert len(store.steps(limit=1000)) == 1000
+        assert store.export(io.BytesIO(), progress=clear) == 1001
+        assert len(store.steps()) == 0
+
+
 def test_pages_keep_their_filter(store: Any, write: Seed) -> None:
     with write() as conn:
         trace = put_trace(conn, 1)
@@ -664,15 +704,20 @@ def test_a_file_that_is_no_database_is_refused(kind: type[Any], tmp_path: Path) 
         store.steps()
 
 
-def test_a_damaged_table_is_one_clear_error_without_a_password(kind: type[Any], postgres_url: str) -> None:
-    engine = create_sync_engine(postgres_url)
-    ensure_schema(engine)
-    with engine.begin() as conn:
-        conn.execute(text("DROP TABLE step_metrics CASCADE"))
-    engine.dispose()
-    with opened(kind, postgres_url) as store, pytest.raises(DatabaseError, match="step_metrics") as raised:
-        store.steps()
-    assert "SELECT" not in str(raised.value)
+def test_a_damaged_table_is_one_clear_error_without_a_password(store: Any, write: Seed) -> None:
+    with write() as conn:
+        put_step(conn, put_trace(conn, 1), "step")
+    assert ids(store.steps()) == ["step"]
+    with write() as conn:
+        conn.execute(text("ALTER TABLE step_metrics RENAME TO lost"))
+    for read in (store.steps, store.stats, lambda: store.step("step")):
+        with pytest.raises(DatabaseError, match=r"^Cannot use \S+: .*step_metrics") as raised:
+            read()
+        assert "SELECT" not in str(raised.value)
+    with write() as conn:
+        conn.execute(text("ALTER TABLE lost RENAME TO step_metrics"))
+    assert ids(store.steps()) == ["step"]
+    assert store.stats()[0].count == 1
 
 
 def test_a_url_that_is_none_is_refused_at_once(kind: type[Any]) -> None:

@@ -18,6 +18,7 @@ from step_exporter.store import following, reads, statistics
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.filters import RunFilter, StepFilter
 from step_exporter.store.following import Change
+from step_exporter.store.kept import KeptSelect
 from step_exporter.store.schema import ensure_schema
 
 pytestmark = pytest.mark.once
@@ -111,8 +112,15 @@ def plans(conn: Connection, op: Callable[..., Any], *args: Any) -> list[str]:
     def note(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
         asked.append((statement, parameters))
 
+    def execute(self: KeptSelect, conn: Connection, values: Any) -> Any:  # past SQLAlchemy, on SQLite
+        asked.append((self._sql, self._bound(values)))
+        return executed(self, conn, values)
+
+    executed = KeptSelect._executed
     event.listen(conn, "before_cursor_execute", note)
-    op(conn, *args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptSelect, "_executed", execute)
+        op(conn, *args)
     event.remove(conn, "before_cursor_execute", note)
     explain = "EXPLAIN QUERY PLAN " if conn.dialect.name == "sqlite" else "EXPLAIN "
     return [
@@ -123,6 +131,7 @@ def plans(conn: Connection, op: Callable[..., Any], *args: Any) -> list[str]:
 
 def assert_indexed(found: list[str], *indexes: str) -> None:
     """Each index is used by one of the plans, and none of the large tables is read whole."""
+    assert found
     for plan in found:
         scans = re.findall(
             r"^SCAN (?!\w+ USING INDEX)(?:steps|runs|step_metrics|spans|messages)\b.*", plan, re.MULTILINE

@@ -49,6 +49,8 @@ def export(
     if format not in FORMATS:
         raise InputError(f"the formats are {', '.join(FORMATS)}, not {format!r:.40}")
     write = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "otlp": partial(_otlp, organization_id)}[format]
+    if not conn.in_transaction():
+        conn.begin()  # all pages are of one moment
     with _opened(output) as stream:
         return write(conn, stream, which, progress or (lambda _: None))
 

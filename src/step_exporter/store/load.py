@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
-from sqlalchemy import Connection, Text, select, type_coerce
+from sqlalchemy import Connection, Text, or_, select, type_coerce
 
 from step_exporter.conventions.content import Contents, side_hashes
 from step_exporter.facts import Annotation, Content, Deletion, RawSpan, Resource, Scope, SpanFacts
@@ -28,6 +28,8 @@ _SPAN_COLUMNS: list[Any] = [
     type_coerce(column, Text).label(column.name) if isinstance(column.type, CanonicalJSON) else column
     for column in (_SPANS.c[name] for name in SpanRow._fields)
 ]
+_ANY_PEOPLE = select(or_(select(_ANNOTATIONS.c.trace_id).exists(), select(_DELETIONS.c.trace_id).exists()))
+"""Whether anybody has said anything at all: to look for what was said of 50 traces takes 1 ms, this a tenth."""
 _MAX_IN = 500
 """Values of one IN."""
 
@@ -82,6 +84,8 @@ def decoded(
 def load_people(conn: Connection, trace_ids: Iterable[str]) -> dict[str, list[Annotation | Deletion]]:
     """What people set and deleted, by trace."""
     said: dict[str, list[Annotation | Deletion]] = {}
+    if not conn.scalar(_ANY_PEOPLE):
+        return said
     for part in _parts(trace_ids):
         query = select(_ANNOTATIONS).where(_ANNOTATIONS.c.trace_id.in_(part)).order_by(*_ANNOTATIONS.primary_key)
         for row in conn.execute(query):

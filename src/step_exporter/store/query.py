@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,7 +79,7 @@ class _Reader:
     def _errors(self) -> Generator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:  # the latter where the driver runs a select (``kept``)
             cause = getattr(error, "orig", None) or error
             raise DatabaseError(f"Cannot use {self._place}: {cause}") from error
 

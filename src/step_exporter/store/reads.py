@@ -40,6 +40,7 @@ from step_exporter.store.conditions import (
     step_conditions,
 )
 from step_exporter.store.filters import Order, Place, RunFilter, StepFilter
+from step_exporter.store.kept import KeptSelect
 from step_exporter.store.records import (
     MessageRecord,
     Page,
@@ -74,9 +75,9 @@ _SELECT_STEPS = select(*_STEP_COLUMNS, *_columns(METRICS, StepMetricsRecord)).se
 _COUNT = [field.name for field in fields(StepMetricsRecord)].index("llm_request_count") + _STEP_WIDTH
 """A metrics column that is never NULL: where it is, there is no row of metrics."""
 _START = [field.name for field in fields(StepMetricsRecord)].index("step_start_ns") + _STEP_WIDTH
-_PAGES: dict[tuple[str, ...], Select[Any]] = {}
-"""Selects of pages of steps, by dialect, order and the names of what is asked for. To make one anew, of 58 columns, and
-to find it in SQLAlchemy's cache took longer than to run it."""
+_PAGES: dict[tuple[str, ...], KeptSelect] = {}
+"""Pages of steps, by dialect, order and the names of what is asked for. To make a select anew, of 53 columns, and to
+find it in SQLAlchemy's cache took longer than to run it."""
 _SELECT_RUNS = select(*_columns(RUNS, RunRecord))
 _make_step, _make_metrics = quickly(StepRecord), quickly(StepMetricsRecord)
 _make_run, _make_message = quickly(RunRecord), quickly(MessageRecord)
@@ -237,8 +238,8 @@ def _step_rows(
     if page is None:
         statement = _SELECT_STEPS.where(*step_conditions(which, conn.dialect.name))
         statement = _one_more(statement, STEPS, after, limit, order)
-        page = _PAGES[key] = statement.limit(bindparam("limit", type_=Integer))
-    return conn.execute(page, values).fetchall()
+        page = _PAGES[key] = KeptSelect(statement.limit(bindparam("limit", type_=Integer)), conn.dialect)
+    return page.rows(conn, values)
 
 
 def _step_record(conn: Connection, row: Sequence[Any], position: int | None = None) -> StepRecord:

@@ -16,8 +16,9 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import orjson
 
+from step_exporter.conventions.clean import visible
 from step_exporter.facts import AttributeValue, Event, Link, Resource, Scope
-from step_exporter.store.values import encode, visible
+from step_exporter.store.values import encode
 
 T = TypeVar("T")
 
@@ -65,17 +66,15 @@ R = TypeVar("R", bound=Record)
 
 
 def quickly(record: type[R]) -> Callable[..., R]:
-    """What makes records from the values of all their fields, in order: a frozen dataclass of 40 fields takes 6 µs
-    to fill. This fills a twin that is not frozen and declares it to be the record: 1 µs."""
+    """What makes records from the values of all their fields, in order: a frozen dataclass of 40 fields takes 4 µs
+    to fill. This fills a twin that is not frozen and declares it to be the record: 0.5 µs."""
     names = [field.name for field in fields(record)]  # pyright: ignore[reportArgumentType]  # all are dataclasses
-    twin: Callable[..., Any] = make_dataclass(record.__name__, names, bases=(Record,), slots=True)
 
-    def make(*values: Any) -> R:
-        made = twin(*values)
+    def become(made: Any) -> None:
         made.__class__ = record
-        return made
 
-    return make
+    namespace = {"__post_init__": become}
+    return make_dataclass(record.__name__, names, bases=(Record,), namespace=namespace, slots=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, cast, get_args
 
-from sqlalchemy import Connection, CursorResult, Select, null, select
+from sqlalchemy import Connection, Select, null, select
 
 from step_exporter.errors import InputError
 from step_exporter.store.conditions import plain_values, step_conditions
 from step_exporter.store.cost import CostSum, Price, price_table
 from step_exporter.store.filters import StepFilter
+from step_exporter.store.kept import IN_PARTS, KeptSelect, Row
 from step_exporter.store.reads import METRICS, STEPS, STEPS_WITH_METRICS
 from step_exporter.store.records import Record
 
 Group = Literal["model", "provider", "agent", "run", "status", "service", "hour", "day"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-Values = tuple[Any, ...]
+Key = tuple[str | None, ...]
 
 _COLUMNS = {
     "model": "model",
@@ -38,8 +41,7 @@ _COLUMNS = {
 _TIMES = ("step_ns", "llm_request_ns", "tool_execution_ns", "ttft_ns")
 _PRICED = ("model", "provider_name", "cache_write_tokens")
 _TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_input_tokens", "reasoning_tokens")
-_IN_PARTS = {"yield_per": 5000}
-_QUERIES: dict[tuple[str | bool, ...], Select[Any]] = {}
+_QUERIES: dict[tuple[str | bool, ...], KeptSelect] = {}
 """As ``reads`` keeps those of pages."""
 
 
@@ -89,27 +91,28 @@ def stats(conn: Connection, by: Sequence[Group], which: StepFilter, with_cost: b
     """The groups, the largest first; equal ones by their values."""
     names = _checked(by)
     price = price_table() if with_cost else None
-    groups: dict[tuple[str | None, ...], _Sums] = {}
+    groups: defaultdict[Key, _Sums] = defaultdict(_Sums)
     key_of = _key_maker(names, 2 + len(_TIMES) + len(_TOKENS) + (len(_PRICED) if with_cost else 0))
-    for found in _rows(conn, names, which, with_cost).partitions(5000):
-        rows_of: dict[tuple[str | None, ...], list[Values]] = {}
-        for row in found:
-            rows_of.setdefault(key_of(row), []).append(row)
+    for found in _parts(conn, names, which, with_cost):
+        rows_of: defaultdict[Key, list[Row]] = defaultdict(list)
+        for key, row in zip(map(key_of, found), found, strict=True):
+            rows_of[key].append(row)
         for key, rows in rows_of.items():
-            groups.setdefault(key, _Sums()).add(rows, price)
+            groups[key].add(rows, price)
     ordered = sorted(groups.items(), key=lambda item: (-item[1].count, [value or "" for value in item[0]]))
     return tuple(sums.record(dict(zip(names, key, strict=True))) for key, sums in ordered)
 
 
-def _rows(conn: Connection, names: Sequence[Group], which: StepFilter, with_cost: bool) -> CursorResult[Any]:
+def _parts(conn: Connection, names: Sequence[Group], which: StepFilter, with_cost: bool) -> Iterator[Sequence[Row]]:
     values = plain_values(which)
     if values is None:
-        return conn.execute(_select(conn, names, which, with_cost), execution_options=_IN_PARTS)
+        query = _select(conn, names, which, with_cost)
+        return conn.execute(query, execution_options=IN_PARTS).partitions()
     key = (conn.dialect.name, with_cost, *names, "", *values)
-    query = _QUERIES.get(key)
-    if query is None:
-        query = _QUERIES[key] = _select(conn, names, which, with_cost)
-    return conn.execute(query, values, execution_options=_IN_PARTS)
+    kept = _QUERIES.get(key)
+    if kept is None:
+        kept = _QUERIES[key] = KeptSelect(_select(conn, names, which, with_cost), conn.dialect)
+    return kept.parts(conn, values)
 
 
 def _select(conn: Connection, names: Sequence[Group], which: StepFilter, with_cost: bool) -> Select[Any]:
@@ -131,19 +134,19 @@ def _checked(by: Sequence[Group]) -> tuple[Group, ...]:
     return cast("tuple[Group, ...]", tuple(dict.fromkeys(names)))
 
 
-def _key_maker(names: Sequence[Group], first: int) -> Callable[[Values], tuple[str | None, ...]]:
+def _key_maker(names: Sequence[Group], first: int) -> Callable[[Row], Key]:
     if set(names) <= set(_COLUMNS):
-        return lambda row: row[first:]
-    readers: list[Callable[[Values], str | None]] = []
+        return itemgetter(slice(first, None))
+    readers: list[Callable[[Row], str | None]] = []
     at = first
     for name in names:
         if name in _COLUMNS:
-            readers.append(lambda row, at=at: row[at])
+            readers.append(itemgetter(at))
             at += 1
         else:
             digits = 13 if name == "hour" else 10
             readers.append(lambda row, digits=digits: row[1].isoformat()[:digits])
-    return lambda row: tuple(read(row) for read in readers)
+    return lambda row: tuple([read(row) for read in readers])
 
 
 class _Sums:
@@ -158,7 +161,7 @@ class _Sums:
         self.per_second: array[float] = array("d")
         self.cost = CostSum()
 
-    def add(self, rows: Sequence[Values], price: Price | None) -> None:
+    def add(self, rows: Sequence[Row], price: Price | None) -> None:
         """Count steps, column by column: half the time of row by row."""
         columns: list[tuple[Any, ...]] = list(zip(*rows, strict=True))
         times, tokens = columns[2:6], columns[6:11]
