@@ -44,10 +44,6 @@ class Role(StrEnum):
     """Anything else: an HTTP call, a chain, a task."""
 
 
-MEANINGFUL_ROLES = frozenset({Role.WORKFLOW, Role.AGENT, Role.STEP, Role.LLM, Role.TOOL})
-"""The roles that make a local tree of spans worth keeping."""
-
-
 class Resource(NamedTuple):
     """Who emitted a span (OTLP Resource)."""
 

@@ -89,8 +89,9 @@ _NO_SCOPE = Scope()
 
 
 def _attributes(attributes: Mapping[str, Any] | None) -> dict[str, AttributeValue]:
-    """A copy. ``copy`` of the mapping proxy and what is below it takes 0.8 µs, ``dict`` of it 3."""
-    if not attributes:
+    """A copy. ``copy`` of the mapping proxy and what is below it takes 0.8 µs, ``dict`` of it 3; whether it is empty
+    takes 0.3."""
+    if attributes is None:
         return {}
     copy = getattr(attributes, "copy", None)
     copied = copy() if copy is not None else attributes

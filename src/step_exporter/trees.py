@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from step_exporter.facts import MEANINGFUL_ROLES, SpanFacts
+from step_exporter.facts import Role, SpanFacts
 from step_exporter.store.prepare import Prepared
 
 Key = tuple[str, str]
@@ -22,7 +22,7 @@ Key = tuple[str, str]
 
 def is_meaningful(facts: SpanFacts) -> bool:
     """Whether a span makes its tree worth keeping."""
-    return facts.role in MEANINGFUL_ROLES or facts.step_id is not None or facts.run_id is not None
+    return facts.role is not Role.OTHER or facts.step_id is not None or facts.run_id is not None
 
 
 class Sifted(NamedTuple):
@@ -71,20 +71,31 @@ class LocalTrees:
     def add(self, spans: Iterable[Prepared]) -> Sifted:
         """Take ended spans, in any order."""
         touched: dict[_Tree, None] = {}
+        by_key = self._by_key
         for span in spans:
-            raw, facts = span.encoded.raw, span.facts
-            is_root = raw.parent_span_id is None or raw.parent_is_remote is True
-            above = None if is_root else (raw.trace_id, raw.parent_span_id or "")
-            tree = self._tree_of(span.key, above, touched)
+            raw = span.encoded.raw
+            parent_id = raw.parent_span_id
+            is_root = parent_id is None or raw.parent_is_remote is True
+            own = (raw.trace_id, raw.span_id)
+            above = None if is_root else (raw.trace_id, parent_id or "")
+            tree = by_key.get(above) if above is not None and own not in by_key else None
+            if tree is None:  # else it is one more in a tree, as most spans are
+                tree = self._tree_of(own, above, touched)
+            else:
+                by_key[own] = tree
+                tree.keys.append(own)
             tree.waiting.append(span)
             self._waiting += 1
             self._chars += len(span.encoded.row.attributes)
-            tree.ended = tree.ended or (is_root and raw.ended)
-            tree.meaningful = tree.meaningful or is_meaningful(facts)
+            if is_root and raw.ended:
+                tree.ended = True
+            if not tree.meaningful:
+                tree.meaningful = is_meaningful(span.facts)
             touched[tree] = None
         to_write: list[Prepared] = []
         let_go = 0
         for tree in touched:
+            self._trees.move_to_end(tree)
             if tree.meaningful:
                 to_write += self._emptied(tree)
             elif tree.ended:
@@ -111,7 +122,6 @@ class LocalTrees:
                 self._by_key[key] = tree
                 tree.keys.append(key)
         self._trees[tree] = None
-        self._trees.move_to_end(tree)
         return tree
 
     def _joined(self, one: _Tree, other: _Tree, touched: dict[_Tree, None]) -> _Tree:
