@@ -24,7 +24,8 @@ from step_exporter import StepSpanExporter
 _Batches = Sequence[Sequence[ReadableSpan]]
 
 
-def _one_trace(count: int) -> list[ReadableSpan]:
+def one_trace(count: int) -> list[ReadableSpan]:
+    """One agent of so many spans."""
     maker = workload.SpanMaker()
     maker.trace(count // 2)
     return maker.spans
@@ -105,7 +106,7 @@ def main() -> None:
             return f"sqlite:///{Path(directory) / name}.db"
 
         if "long" in arguments.only:
-            short, long = workload.spans("none", arguments.spans), _one_trace(arguments.spans)
+            short, long = workload.spans("none", arguments.spans), one_trace(arguments.spans)
             gc.freeze()
             taken = _turns(
                 {
@@ -119,13 +120,13 @@ def main() -> None:
             taken = _turns(
                 {
                     "traces of 10": (url("short1"), _batched(workload.spans("none", 3000), 1)),
-                    "one of 3,000": (url("long1"), _batched(_one_trace(3000), 1)),
+                    "one of 3,000": (url("long1"), _batched(one_trace(3000), 1)),
                 },
                 lap=100,
             )
             print(_line("batches of 1", taken), flush=True)
         if "writers" in arguments.only:
-            batches = _batched(_one_trace(20_000), workload.BATCH)
+            batches = _batched(one_trace(20_000), workload.BATCH)
             one = _turns({"one writer": (url("one"), batches)}, lap=5)
             two = _two_writers(url("two"), batches)
             print(_line("one trace of 20,000, batches of 512", {**one, "two in turns": two}), flush=True)

@@ -16,6 +16,7 @@ from raw_spans import SPAN, SPAN_OF, TRACE, anything, same, spans, texts
 from step_exporter.facts import Event, RawSpan
 from step_exporter.store import values
 from step_exporter.store.codec import Encoded, Sources, canonical, decode, decode_source, encode
+from step_exporter.store.prepare import prepare
 from step_exporter.store.safety import bad_id, is_safe, made_safe, with_lower_ids
 
 pytestmark = pytest.mark.once
@@ -243,3 +244,23 @@ def test_an_element_that_is_gone_takes_its_value_with_it() -> None:
     back, contents = decode(encoded.row, {}, {})
     assert back.attributes == {"a": 1}
     assert contents.attributes == {}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"gen_ai.system_instructions": '[{"type": "text", "content": "a\\u0000b\\ud800c"}]'},
+        {"gen_ai.input.messages": '[{"role": "user", "parts": [{"type": "text", "content": "a\\u0000b\\ud800c"}]}]'},
+        {"gen_ai.input.messages": '[{"role": "user", "content": "a\\u0000b\\ud800c"}]'},
+        {"input.value": '{"system": "a\\u0000b\\ud800c", "messages": [{"role": "user", "content": "hi"}]}'},
+        {"gen_ai.conversation.id": "a\0b\ud800c"},
+        {"gen_ai.response.finish_reasons": '["a\\u0000b\\ud800c"]'},
+        {"mlflow.spanType": '"LLM"', "mlflow.llm.model": '"a\\u0000b\\ud800c"'},
+    ],
+)
+def test_what_escapes_hide_is_shown_in_every_text_that_is_read(attributes: dict[str, str]) -> None:
+    raw = RawSpan(TRACE, SPAN, None, "chat", attributes={"gen_ai.operation.name": "chat", **attributes})
+    ((prepared,), _) = prepare([raw], Sources())
+    facts = repr(prepared.facts)
+    assert "a\\\\u0000b\\\\ud800c" in facts
+    assert "\\x00" not in facts

@@ -48,6 +48,23 @@ _BESIDES_GENAI = frozenset[str]().union(
     logs.MARKERS,
 )
 _GENAI_ONLY = (genai,)
+_NAMES = {
+    vocabulary: vocabulary.__name__.rpartition(".")[2]
+    for vocabulary in (
+        frameworks,
+        genai,
+        langsmith,
+        letta,
+        litellm,
+        logfire,
+        logs,
+        mlflow,
+        openinference,
+        openllmetry,
+        vercel,
+    )
+}
+"""What ``convention`` says of a span whose role one of them decides."""
 _SCOPES = frozenset({litellm.SCOPE, logfire.SCOPE, frameworks.ADK})
 
 
@@ -73,7 +90,7 @@ def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
         role: Role | None = vocabulary.role(raw)
         if role is not None:
             draft.role = role
-            draft.convention = vocabulary.__name__.rpartition(".")[2]
+            draft.convention = _NAMES[vocabulary]
             break
     else:
         if native_too and "step.id" in attributes:

@@ -173,7 +173,7 @@ def _system(contents: Contents) -> list[Message]:
         if value := values.get("gen_ai.system_instructions"):
             messages = _messages(_whole(value), "system")
             text = "".join(message.text for message in messages)
-            return [Message("system", text, content_hash=chain(value)[-1].hash)] if text else []
+            return [_from_content(Message("system", text), chain(value)[-1].hash)] if text else []
     return []
 
 
@@ -186,7 +186,7 @@ def _vercel_answer(contents: Contents) -> list[Message]:
         *(_message({"tool_calls": _decode(element_text(calls.elements[0]))}, "assistant") if calls else ()),
     ]
     source = text or calls
-    return [m._replace(content_hash=source.elements[0].hash) for m in _merged(messages)] if source else []
+    return [_from_content(m, source.elements[0].hash) for m in _merged(messages)] if source else []
 
 
 _VERCEL_TEXTS = ("ai.response.text", "ai.response.object", "ai.result.text", "ai.result.object")
@@ -212,7 +212,7 @@ def _event_messages(raw: RawSpan, contents: Contents) -> list[Message]:
         if role == "tool":
             message.setdefault("tool_call_id", event.attributes.get("id"))
         source = chain(values[key or next(iter(values))])[-1].hash
-        found.extend(m._replace(content_hash=source) for m in _message(message, role))
+        found.extend(_from_content(m, source) for m in _message(message, role))
     return found
 
 
@@ -239,7 +239,7 @@ def _read_value(value: ContentValue, role: str) -> list[Message]:
             sides = value.elements[len(elements) :]
             source = sides[-1].hash if sides else None
             system = _system_of(cast("_Object", around), _MAX_DEPTH)
-            messages[:0] = [message._replace(content_hash=source) for message in system]
+            messages[:0] = [_from_content(message, source) for message in system]
     return messages
 
 
@@ -256,11 +256,8 @@ def _read_element(element: Content, form: str, role: str) -> tuple[Message, ...]
             decoded = _decode(element_text(element))
         if form == "indexed" and isinstance(decoded, dict):
             decoded = _nested(cast("_Object", decoded))
-        found = _genai_messages(decoded, element.hash) or tuple(
-            [_from_element(m, element.hash) for m in _messages(decoded, role)]
-        )
-        if "\\" in element.body:
-            found = tuple(map(_cleaned, found))
+        found = _genai_messages(decoded, element.hash) or _messages(decoded, role)
+        found = tuple([_from_content(message, element.hash) for message in found])
         if _cached_chars > _CACHED_CHARS:
             _cache.clear()
             _cached_chars = 0
@@ -269,13 +266,14 @@ def _read_element(element: Content, form: str, role: str) -> tuple[Message, ...]
     return found
 
 
-def _cleaned(message: Message) -> Message:
-    """The message in texts that every database takes: JSON may have had NUL or half a surrogate pair as an escape."""
-    role, text, name, calls, call_id, content_hash = message
-    if calls or name is not None or call_id is not None or not is_clean(text):
-        clean = tuple([ToolCall(_shown(call.id), _shown(call.name), visible(call.arguments)) for call in calls])
-        return Message(role, visible(text), _shown(name), clean, _shown(call_id), content_hash)
-    return message
+def _from_content(message: Message, content_hash: str | None) -> Message:
+    """The message with the content that it was read from, in texts that every database takes: JSON may have had NUL or
+    half a surrogate pair as an escape."""
+    role, text, name, calls, call_id, source = message
+    if source == content_hash and not calls and name is None and call_id is None and is_clean(text):
+        return message
+    clean = tuple([ToolCall(_shown(call.id), _shown(call.name), visible(call.arguments)) for call in calls])
+    return Message(role, visible(text), _shown(name), clean, _shown(call_id), content_hash)
 
 
 def _shown(text: str | None) -> str | None:
@@ -315,11 +313,6 @@ def _genai_messages(value: Any, content_hash: str) -> tuple[Message, ...]:
     if text or calls or not results:
         results.append(Message(role, text, _text_or_none(fields.get("name")), tuple(calls), None, content_hash))
     return tuple(results)
-
-
-def _from_element(message: Message, content_hash: str) -> Message:
-    role, text, name, tool_calls, tool_call_id, _ = message
-    return Message(role, text, name, tool_calls, tool_call_id, content_hash)  # _replace costs twice as much
 
 
 def _whole(value: ContentValue) -> Any:

@@ -18,12 +18,12 @@ _NO_SPAN = "0" * 16
 
 
 def _within(trace_id: str, span_id: str) -> str:
-    """A UUID (RFC 9562, version 8: custom) that spells 14 digits of the trace's id and the 16 of the span's.
+    """A UUID (RFC 9562, version 8: custom) of a span that begins as its trace's id does, for 12 digits.
 
-    The ids of one trace are neighbours in every index, which costs SQLite a tenth less once the file has 400 MB. And it
-    takes 0.4 µs, a hash 1.
+    So the ids of one trace are neighbours in every index, which costs SQLite a tenth less once the file has 400 MB.
     """
-    return f"{trace_id[:8]}-{trace_id[8:12]}-8{trace_id[12:14]}{span_id[0]}-8{span_id[1:4]}-{span_id[4:]}"
+    h = sha256(f"{trace_id}{span_id}".encode()).hexdigest()
+    return f"{trace_id[:8]}-{trace_id[8:12]}-8{h[:3]}-8{h[3:6]}-{h[6:18]}"
 
 
 def step_id(trace_id: str, span_id: str) -> str:

@@ -199,8 +199,10 @@ def build_step(parts: StepParts) -> Built:
     spoken = requests[-1] if requests else ()
     if troubled:
         spoken = next((request for request in reversed(requests) if not request_failed(request)), spoken)
-    voice = merge((*spoken, *carriers))
-    said = merge((*carriers, *seen))
+    if len(seen) == 1 and not carriers:
+        voice = said = seen[0]
+    else:
+        voice, said = merge((*spoken, *carriers)), merge((*carriers, *seen))
     agent = parts.agent or said
 
     usage = _step_usage(parts)
@@ -270,8 +272,8 @@ def build_step(parts: StepParts) -> Built:
         usage.cached,
         usage.cache_write,
         usage.reasoning,
-        _details(usage.completion_details, reasoning_tokens=usage.reasoning),
-        _details(usage.prompt_details, cached_tokens=usage.cached, cache_write_tokens=usage.cache_write),
+        _completion_details(usage),
+        _prompt_details(usage),
         voice.stop_reason,
         tags,
         tid,
@@ -358,11 +360,21 @@ def _sum_parts(details: Iterable[tuple[tuple[str, int], ...]]) -> tuple[tuple[st
     return tuple(sorted(total.items()))
 
 
-def _details(parts: tuple[tuple[str, int], ...], **counts: int | None) -> str | None:
-    found = {name: count for name, count in counts.items() if count is not None}
-    if parts:
-        found.update(parts)
-    return canonical_json(found) if found else None
+def _completion_details(usage: TokenUsage) -> str | None:
+    if usage.reasoning is None and not usage.completion_details:
+        return None
+    found = {} if usage.reasoning is None else {"reasoning_tokens": usage.reasoning}
+    return canonical_json({**found, **dict(usage.completion_details)})
+
+
+def _prompt_details(usage: TokenUsage) -> str | None:
+    cached, cache_write = usage.cached, usage.cache_write
+    if cached is None and cache_write is None and not usage.prompt_details:
+        return None
+    found = {} if cached is None else {"cached_tokens": cached}
+    if cache_write is not None:
+        found["cache_write_tokens"] = cache_write
+    return canonical_json({**found, **dict(usage.prompt_details)})
 
 
 def _first_token(parts: StepParts) -> tuple[int | None, int | None]:

@@ -40,11 +40,12 @@ def write_changes(
         ("runs", [(trace, key) for trace, change in changes for key in change.deleted_runs]),
     ):
         sql.delete(conn, table, sorted(deleted))
-    steps = [(*row[:-1], time(row.created_ns), now) for _, change in changes for row in change.steps]
+    # A named tuple that is unpacked into another takes twice as long as a slice and a sum.
+    steps = [row[:-1] + (time(row.created_ns), now) for _, change in changes for row in change.steps]  # noqa: RUF005
     sql.upsert(conn, "steps", STEPS, sorted(steps, key=_key), new_traces)
     metrics = [row for _, change in changes for row in change.step_metrics]
     sql.upsert(conn, "step_metrics", METRICS, sorted(metrics, key=_key), new_traces)
-    runs = [(*row[:-1], time(row.created_ns), now) for _, change in changes for row in change.runs]
+    runs = [row[:-1] + (time(row.created_ns), now) for _, change in changes for row in change.runs]  # noqa: RUF005
     sql.upsert(conn, "runs", RUNS, sorted(runs, key=_key), new_traces)
     messages = [row for _, change in changes for row in change.messages]
     sql.upsert(conn, "messages", MESSAGES, sorted(messages, key=_key), new_traces)

@@ -101,6 +101,16 @@ class Sources:
     def __init__(self, bound: int = 1024) -> None:
         self._bound = bound
         self._known: OrderedDict[int, tuple[Resource | Scope, Source]] = OrderedDict()
+        none = (Resource(), Scope())
+        self._last = (none, (encode_source(none[0]), encode_source(none[1])))
+
+    def pair(self, resource: Resource, scope: Scope) -> tuple[Source, Source]:
+        """Both, encoded; the same tuple for spans that follow each other with the same ones."""
+        given, pair = self._last
+        if given[0] is not resource or given[1] is not scope:
+            pair = (self(resource), self(scope))
+            self._last = ((resource, scope), pair)
+        return pair
 
     def __call__(self, source: Resource | Scope) -> Source:
         """The resource or scope, encoded."""
@@ -159,7 +169,7 @@ def encode(raw: RawSpan, sources: Sources, memo: ContentMemo | None = None) -> E
         if shorter is raw:
             break
         raw = shorter
-    resource, scope = sources(raw.resource), sources(raw.scope)
+    pair = resource, scope = sources.pair(raw.resource, raw.scope)
     if resource.value is not raw.resource or scope.value is not raw.scope:
         raw = raw._replace(resource=cast(Resource, resource.value), scope=cast(Scope, scope.value))
     elements = _elements(contents)
@@ -199,7 +209,7 @@ def encode(raw: RawSpan, sources: Sources, memo: ContentMemo | None = None) -> E
         0,
     )
     has_escapes = hidden or resource.has_escapes or _has_escapes(attributes, events, elements)
-    return Encoded(raw, contents, row, (resource, scope), elements, has_escapes)
+    return Encoded(raw, contents, row, pair, elements, has_escapes)
 
 
 _NO_CONTENT: dict[str, ContentValue] = {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any, cast
 
 from step_exporter import conventions
 from step_exporter.conventions.clean import is_clean, visible
 from step_exporter.conventions.content import Contents
-from step_exporter.facts import Message, RawSpan, Role, SpanFacts
+from step_exporter.facts import RawSpan, Role, SpanFacts
 from step_exporter.store.notices import Notices
 
 _notices = Notices(logging.getLogger(__name__))
@@ -22,8 +21,8 @@ def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
     """The facts of a span that is safe, its collisions flagged.
 
     ``has_escapes`` says that reading may have parsed NUL or half a surrogate pair out of JSON (or found it as it
-    is): then every text is looked through, but for messages out of ``contents``, which are clean. A reader that fails
-    is a bug; the span is stored nevertheless, with the flag ``unreadable``.
+    is): then every text is looked through, but for messages that name their content, which ``conventions`` reads into
+    clean ones. A reader that fails is a bug; the span is stored nevertheless, with the flag ``unreadable``.
     """
     try:
         facts = conventions.read(raw, contents)
@@ -57,17 +56,15 @@ def _unread(raw: RawSpan) -> SpanFacts:
     )
 
 
-def _is_clean(values: Iterable[Any]) -> bool:
-    for value in values:
-        if type(value) is str:
-            if not is_clean(value):
-                return False
-        elif value and isinstance(value, tuple):
-            if isinstance(value, Message) and value.content_hash is not None:
-                continue
-            if not _is_clean(cast("tuple[Any, ...]", value)):
-                return False
-    return True
+def _is_clean(facts: SpanFacts) -> bool:
+    """Whether every database takes all texts. They are looked at as one: 2 µs, one by one 4."""
+    texts = [value for value in facts if type(value) is str]
+    texts += facts.asked_call_ids
+    texts += facts.tags
+    for message in (*facts.input_messages, *facts.output_messages):
+        if message.content_hash is None:
+            return False
+    return is_clean("".join(texts))
 
 
 def _clean(value: Any) -> Any:

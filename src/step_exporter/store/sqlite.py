@@ -28,9 +28,6 @@ _PAGE = 8192
 """Bytes of a page. With 4096, SQLite's own default, the log takes twice the system calls: a fifth more CPU for all SQL,
 in an empty file as in one of 400 MB. With 16384 it would be a tenth less (a third less where spans carry 20 KiB), but
 a batch changes a page of each index for nearly every trace, and all of these are written whole."""
-_CHECKPOINT = 4000
-"""Pages that wait in the write-ahead log (32 MiB) before they go into the file: those of the indexes are written again
-and again."""
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs"}
     | {"fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse"}
@@ -69,7 +66,6 @@ def set_up_writer(
         else:
             _journal(cursor, "WAL", timeout_s)
             cursor.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
-            cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
             cursor.execute(f"PRAGMA busy_timeout = {_POLL_MS}")  # nothing but BEGIN waits for others then
         cursor.execute(f"PRAGMA synchronous = {synchronous}")
         if synchronous == "FULL":

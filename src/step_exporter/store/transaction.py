@@ -15,7 +15,7 @@ from step_exporter.derive import Derivation
 from step_exporter.derive.rows import Changes
 from step_exporter.facts import Annotation, Deletion, SpanFacts
 from step_exporter.store.bulk import Statements
-from step_exporter.store.codec import FACT, SpanRow
+from step_exporter.store.codec import FACT, Source, SpanRow
 from step_exporter.store.collisions import settle
 from step_exporter.store.known import KnownTrace, KnownTraces
 from step_exporter.store.load import load_people, load_some, load_spans
@@ -165,6 +165,7 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
         trace_id, hashes = work.trace_id, work.hashes
         stored = work.known.hashes if work.known is not None else set[str]()
         given: dict[str, Prepared] = {}
+        noted: tuple[Source, Source] | None = None
         for item in work.spans:
             first = given.setdefault(item.facts.span_id, item)
             encoded = item.encoded
@@ -173,10 +174,12 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
                     counts["duplicates"] += 1
                     continue
                 work.contested.append(item)
-            for source in encoded.sources:
-                if source.hash not in hashes and source.hash not in stored:
-                    sources.append((trace_id, source.hash, source.body))
-                    hashes.add(source.hash)
+            if encoded.sources is not noted:  # nearly all spans of a trace have one resource, and most one scope
+                noted = encoded.sources
+                for source in noted:
+                    if source.hash not in hashes and source.hash not in stored:
+                        sources.append((trace_id, source.hash, source.body))
+                        hashes.add(source.hash)
             for element in encoded.elements:
                 if element.hash not in hashes and element.hash not in stored:
                     elements.append((trace_id, element.hash, element.parent_hash, element.body))
