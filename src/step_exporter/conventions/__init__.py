@@ -17,6 +17,7 @@ from step_exporter.conventions import (
     failures,
     frameworks,
     genai,
+    genai_plain,
     langsmith,
     letta,
     litellm,
@@ -82,7 +83,10 @@ def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
         found = _present(raw)
         native_too = not native.MARKERS.isdisjoint(attributes)
     elif not genai.MARKERS.isdisjoint(attributes):
-        found = _GENAI_ONLY  # most spans, and _present costs 1 µs
+        plain_facts = genai_plain.read(raw, contents)  # most spans
+        if plain_facts is not None:
+            return plain_facts
+        found = _GENAI_ONLY
     elif raw.status_code != "error":
         return plain(raw)
     draft = Draft()

@@ -125,11 +125,11 @@ class Draft:
 
 _FROM_SPAN = 13
 """The first fields of SpanFacts: what every span has, whoever emitted it."""
-_PLACES = {name: place for place, name in enumerate(SpanFacts._fields[_FROM_SPAN:])}
+_UNKNOWN_AT = {name: place for place, name in enumerate(SpanFacts._fields[_FROM_SPAN:])}
 """Where each of the others stands among them; ``flags`` last."""
-_UNKNOWN: list[Any] = [SpanFacts._field_defaults[name] for name in _PLACES]
-_NOTHING: tuple[Any, ...] = tuple(_UNKNOWN[:-1])
-_USAGE = _PLACES["usage"]
+UNKNOWN: list[Any] = [SpanFacts._field_defaults[name] for name in _UNKNOWN_AT]
+_NOTHING: tuple[Any, ...] = tuple(UNKNOWN[:-1])
+_USAGE = _UNKNOWN_AT["usage"]
 
 
 def plain(raw: RawSpan) -> SpanFacts:
@@ -144,9 +144,9 @@ def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
     flags: tuple[str, ...] = fields.pop("flags") + raw.flags
     role: Role = fields.pop("role", None) or Role.OTHER
     head = _head(raw, role, fields.pop("convention", None))
-    values = _UNKNOWN.copy()
+    values = UNKNOWN.copy()
     for name, value in fields.items():
-        values[_PLACES[name]] = value
+        values[_UNKNOWN_AT[name]] = value
     if role is _LLM or role is _AGENT or role is _STEP:
         # Usage of a chain, a workflow or a tool is a sum of what is below it, and nothing would use it.
         usage, more = _usage(tokens)

@@ -151,7 +151,7 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
     get = attributes.get
     tokens = draft.tokens
     count = tokens.count
-    for part, key in _USAGE:
+    for key, part in USAGE.items():
         value = get(key)
         if value is not None and getattr(tokens, part) is None:
             setattr(tokens, part, count(value))
@@ -166,13 +166,14 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
             setattr(tokens, part, count(get("gen_ai.aggregated_usage." + key)))
 
 
-_USAGE = (
-    ("prompt", "gen_ai.usage.input_tokens"),
-    ("completion", "gen_ai.usage.output_tokens"),
-    ("cached", "gen_ai.usage.cache_read.input_tokens"),
-    ("cache_write", "gen_ai.usage.cache_write.input_tokens"),
-    ("reasoning", "gen_ai.usage.reasoning.output_tokens"),
-)
+USAGE = {
+    "gen_ai.usage.input_tokens": "prompt",
+    "gen_ai.usage.output_tokens": "completion",
+    "gen_ai.usage.cache_read.input_tokens": "cached",
+    "gen_ai.usage.cache_write.input_tokens": "cache_write",
+    "gen_ai.usage.reasoning.output_tokens": "reasoning",
+}
+"""The newest names, in the order of ``TokenUsage``."""
 _OTHER_USAGE = {
     "prompt": ("gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens"),
     "completion": ("gen_ai.usage.completion_tokens", "llm.usage.completion_tokens"),
@@ -226,6 +227,18 @@ _FIRST_TOKEN = {
     # a metric in seconds by the conventions; the one emitter that puts it on spans, Strands, counts milliseconds
     "gen_ai.server.time_to_first_token": 1e6,
 }
+
+
+LESS_USUAL = frozenset(
+    {
+        *_MORE_USAGE,
+        *("gen_ai.aggregated_usage." + key for key in _AGGREGATED.values()),
+        *_FIRST_TOKEN,
+        "gen_ai.response.finish_reason",
+        "anthropic.message.stop_reason",
+    }
+)
+"""What ``genai_plain`` does not look at."""
 
 
 def _fill_end(raw: RawSpan, draft: Draft) -> None:

@@ -8,7 +8,7 @@ from step_exporter.conventions._values import count, text, texts
 from step_exporter.facts import RawSpan
 
 _PHOENIX_PROJECT = "openinference.project.name"
-_OF_RESOURCE = frozenset(
+OF_RESOURCE = frozenset(
     {names.STEP_ORGANIZATION_ID, names.STEP_ORGANIZATION_NAME, names.STEP_PROJECT_ID, _PHOENIX_PROJECT}
 )
 MARKERS = frozenset(value for name, value in vars(names).items() if name.startswith("STEP_"))
@@ -45,7 +45,7 @@ def fill(raw: RawSpan, draft: Draft) -> None:
 
 def fill_from_resource(raw: RawSpan, draft: Draft) -> None:
     """Fill in who the process works for, where spans do not say; Phoenix's project name is one too."""
-    if _OF_RESOURCE.isdisjoint(raw.resource.attributes):
+    if OF_RESOURCE.isdisjoint(raw.resource.attributes):
         return
     get = raw.resource.attributes.get
     draft.organization_id = draft.organization_id or text(get(names.STEP_ORGANIZATION_ID))

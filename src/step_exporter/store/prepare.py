@@ -51,15 +51,18 @@ def prepare(
     """Spans ready to store, and those that cannot be."""
     prepared: list[Prepared] = []
     rejected: list[Rejected] = []
+    good = ""  # the last trace's id: most spans have the one of the span before
     for raw in raws:
         try:
             if "logfire.span_type" in raw.attributes:
                 raw = pending(raw) or raw  # a marker becomes the open span that it announces
-            if safety.bad_id(raw) is not None:
-                raw = safety.with_lower_ids(raw)
-                if (why := safety.bad_id(raw)) is not None:
-                    rejected.append(reject(raw, INVALID_ID, why))
-                    continue
+            if raw.trace_id != good or not safety.is_span_id(raw.span_id):
+                if safety.bad_id(raw) is not None:
+                    raw = safety.with_lower_ids(raw)
+                    if (why := safety.bad_id(raw)) is not None:
+                        rejected.append(reject(raw, INVALID_ID, why))
+                        continue
+                good = raw.trace_id
             encoded = encode(raw, sources, memo)
             facts = read(encoded.raw, encoded.contents, encoded.has_escapes)
             prepared.append(Prepared(encoded, facts))

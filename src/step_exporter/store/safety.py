@@ -50,7 +50,7 @@ def bad_id(raw: RawSpan) -> str | None:
     """Why the span's ids cannot be a key, or None."""
     if not _is_trace_id(raw.trace_id):
         return f"trace_id {str(raw.trace_id)[:100]!r} is not 32 hexadecimal digits, or all zero"
-    if not _is_span_id(raw.span_id):
+    if not is_span_id(raw.span_id):
         return f"span_id {str(raw.span_id)[:100]!r} is not 16 hexadecimal digits, or all zero"
     return None
 
@@ -66,7 +66,8 @@ def _is_trace_id(value: object) -> bool:
     return type(value) is str and _TRACE_ID.fullmatch(value) is not None and value != _NO_TRACE
 
 
-def _is_span_id(value: object) -> bool:
+def is_span_id(value: object) -> bool:
+    """Whether it is 16 hexadecimal digits, and not all zero."""
     return type(value) is str and _SPAN_ID.fullmatch(value) is not None and value != _NO_SPAN
 
 
@@ -93,7 +94,7 @@ def is_safe(raw: RawSpan) -> bool:
         and raw.status_code in _STATUS_CODES
         and (message is None or _is_short(message))
         and (not (state := raw.trace_state) or _is_short(state))
-        and (parent_id is None or _is_span_id(parent_id))
+        and (parent_id is None or is_span_id(parent_id))
         and _is_count(raw.trace_flags)
         and _is_count(raw.dropped_attributes)
         and _is_count(raw.dropped_events)
@@ -136,7 +137,7 @@ def made_safe(raw: RawSpan) -> RawSpan:
     if start is not None and end is not None and end < start:
         flags.add(CLOCK_SKEW)
     parent = _lower(raw.parent_span_id) or None
-    if parent is not None and not _is_span_id(parent):
+    if parent is not None and not is_span_id(parent):
         if parent != _NO_SPAN:
             attributes[RAW_PARENT] = _text(parent, flags)
             flags.add(UNSAFE)
