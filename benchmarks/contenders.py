@@ -144,9 +144,12 @@ class OurProcessor(_Local):
     name = "StepSpanProcessor, SQLite"
 
     def open(self, directory: Path) -> None:
+        self._begin(f"sqlite:///{directory / 'steps.db'}")
+
+    def _begin(self, url: str) -> None:
         from step_exporter.processor import StepSpanProcessor
 
-        self._processor = StepSpanProcessor(f"sqlite:///{directory / 'steps.db'}")
+        self._processor = StepSpanProcessor(url)
 
     def write(self, number: int, batch: Sequence[ReadableSpan]) -> None:
         on_start, on_end = self._processor.on_start, self._processor.on_end

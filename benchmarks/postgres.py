@@ -225,6 +225,26 @@ class Ours(_OnServer):
         self.server.drop(self.uri)
 
 
+class OurProcessor(contenders.OurProcessor):
+    """Our processor on PostgreSQL."""
+
+    name = "StepSpanProcessor, PostgreSQL"
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def open(self, directory: Path) -> None:
+        self._uri = self.server.database()
+        self._begin(self._uri)
+
+    def server_cpu(self) -> float:
+        return self.server.cpu()
+
+    def close(self) -> None:
+        super().close()
+        self.server.drop(self._uri)
+
+
 def _rows_of_ours(server: Server, batches: Sequence[Sequence[ReadableSpan]]) -> Callable[[], Contender]:
     """Let our exporter write the batches, and read what it wrote."""
     from step_exporter import StepSpanExporter
@@ -326,6 +346,7 @@ def main() -> None:
                 lambda precomputed=precomputed: Copy(server, precomputed),
                 _rows_of_ours(server, batches),
                 lambda: Ours(server),
+                lambda: OurProcessor(server),
             ]
             figures = harness.measure(makers, batches, rounds=arguments.rounds, lap=arguments.lap)
             of_raw, of_copy, of_ours = (harness.ratios(figures, base) for base in (contenders.BASE, BASE, OurRows.name))

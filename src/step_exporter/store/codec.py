@@ -6,6 +6,7 @@ place the JSON has ``{"$content": [last hash, *form]}``, its elements go to ``co
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -288,10 +289,20 @@ def _has_escapes(attributes: str, events: str | None, elements: Iterable[Content
     """Whether a text holds an escape, which parsing may turn into NUL or half a surrogate pair. To see which one it is
     takes 8 µs for a message of 20 KiB, and most have some; ``reading`` looks at what came out."""
     return (
-        _has_escape(attributes)
-        or (events is not None and _has_escape(events))
+        _has_code(attributes)
+        or (events is not None and _has_code(events))
         or any(_has_escape(element.body) for element in elements)
     )
+
+
+def _has_code(text: str) -> bool:
+    """``_has_escape`` of a short text, where it is cheaper to see that it is a quote: most tools are given JSON."""
+    return "\\" in text and (len(text) > _LONG or _CODE.search(text) is not None)
+
+
+_CODE = re.compile(r"\\[uUx0]")
+"""How JSON, and Python in a repr, write a character by its number."""
+_LONG = 4096
 
 
 def _has_escape(text: str) -> bool:
