@@ -39,6 +39,10 @@ class _Tree:
     where a parent that has not ended yet is known by its id only."""
 
     waiting: list[Prepared] = field(default_factory=list[Prepared])
+    counted: int = 0
+    """How many of these, from the first on, are counted as waiting."""
+    chars: int = 0
+    """Their characters."""
     keys: list[Key] = field(default_factory=list[Key])
     """The ids that lead here: of spans, and of parents that have not ended."""
     meaningful: bool = False
@@ -85,8 +89,6 @@ class LocalTrees:
                 by_key[own] = tree
                 tree.keys.append(own)
             tree.waiting.append(span)
-            self._waiting += 1
-            self._chars += len(span.encoded.row.attributes)
             if is_root and raw.ended:
                 tree.ended = True
             if not tree.meaningful:
@@ -100,6 +102,8 @@ class LocalTrees:
                 to_write += self._emptied(tree)
             elif tree.ended:
                 let_go += len(self._emptied(tree))
+            else:
+                self._count(tree)
         return Sifted(to_write + self._shrink(), let_go)
 
     def drain(self) -> list[Prepared]:
@@ -131,7 +135,11 @@ class LocalTrees:
         for key in other.keys:
             self._by_key[key] = one
         one.keys += other.keys
+        self._count(one)
+        self._count(other)
         one.waiting += other.waiting
+        one.counted += other.counted
+        one.chars += other.chars
         one.meaningful = one.meaningful or other.meaningful
         one.ended = one.ended or other.ended
         del self._trees[other]
@@ -141,9 +149,19 @@ class LocalTrees:
     def _emptied(self, tree: _Tree) -> list[Prepared]:
         """Take what waits. The tree stays known, so that what is still to come of it goes the same way."""
         spans, tree.waiting = tree.waiting, []
-        self._waiting -= len(spans)
-        self._chars -= sum(len(span.encoded.row.attributes) for span in spans)
+        self._waiting -= tree.counted
+        self._chars -= tree.chars
+        tree.counted = tree.chars = 0
         return spans
+
+    def _count(self, tree: _Tree) -> None:
+        """Count what has come since the last time."""
+        spans = tree.waiting[tree.counted :]
+        chars = sum(len(span.encoded.row.attributes) for span in spans)
+        self._waiting += len(spans)
+        self._chars += chars
+        tree.counted += len(spans)
+        tree.chars += chars
 
     def _shrink(self) -> list[Prepared]:
         """Forget trees, quiet ones first, while there is too much; what waits in them is to be written."""

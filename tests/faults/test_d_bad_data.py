@@ -173,6 +173,15 @@ def test_d16_to_d18_counts_that_do_not_agree(db: Path, assert_invariants: Any) -
     assert_invariants(db, exporter.stats(), spans=2)
 
 
+def test_d16_counts_whose_sum_no_column_holds(db: Path, assert_invariants: Any) -> None:
+    most = 2**63 - 1
+    usage = {"gen_ai.usage.input_tokens": most, "gen_ai.usage.output_tokens": most}
+    exporter = stored(db, [ended(1, AGENT), *(ended(n, {**LLM, **usage}, parent=1) for n in (2, 3))])
+    assert rows(db, "SELECT prompt_tokens, total_tokens FROM steps") == [(most, most)] * 2
+    assert rows(db, "SELECT prompt_tokens, completion_tokens, total_tokens FROM runs") == [(most, most, most)]
+    assert_invariants(db, exporter.stats(), spans=3)
+
+
 def test_d19_ids_that_cannot_be_go_to_the_quarantine(db: Path, assert_invariants: Any) -> None:
     engine = create_sync_engine(db)
     ensure_schema(engine)

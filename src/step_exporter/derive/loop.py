@@ -305,7 +305,9 @@ class Loop:
                 timeline = self._agent_entries[entry.agent] = Timeline()
             timeline.add(entry)
         if entry.is_request:
-            key = next((key for span in entry.spans if (key := span.below.step) is not None), None)
+            key = below.step
+            if key is None and len(entry.spans) > 1:
+                key = next((key for span in entry.spans if (key := span.below.step) is not None), None)
             entry.step = self._explicit_step(key) if key is not None else Step(None)
             entry.step.entries[entry] = None
             for span in entry.spans:

@@ -1,7 +1,7 @@
 """A trace as most of them are, at one go: agents side by side, one request after the other, tools between them.
 
 ``Derivation`` keeps what it needs to go on when more spans come, and settles what is doubtful. A trace that came whole,
-and in which nothing is doubtful, needs neither. Here its rows, the same ones, are made in a fifth of the time; where
+and in which nothing is doubtful, needs neither. Here its rows, the same ones, are made in a quarter of the time; where
 anything is out of the ordinary the answer is None, and the trace is one for ``Derivation``.
 """
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from step_exporter.facts import Role, SpanFacts
 
 from .rows import RunRow, StepRow
-from .steps import intervals
+from .steps import counted, intervals
 
 
 class RunParts(NamedTuple):
@@ -86,9 +86,9 @@ def build_run(parts: RunParts) -> RunRow:
         total_duration_ns=duration,
         ttft_ns=ttft if ttft is None or ttft >= 0 else None,
         step_count=parts.step_count,
-        prompt_tokens=parts.prompt_tokens,
-        completion_tokens=parts.completion_tokens,
-        total_tokens=parts.prompt_tokens + parts.completion_tokens,
+        prompt_tokens=counted(parts.prompt_tokens),
+        completion_tokens=counted(parts.completion_tokens),
+        total_tokens=counted(parts.prompt_tokens + parts.completion_tokens),
         error_type=error_type,
         service_name=opener.service_name if opener is not None else (first.service_name if first is not None else None),
         created_ns=start or 0,

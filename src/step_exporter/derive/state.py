@@ -21,7 +21,7 @@ class Entry:
         self.spans = spans
         self.is_request = is_request
         self.order: Order = spans[0].order
-        self.end = max(node.end for node in spans)
+        self.end = spans[0].end if len(spans) == 1 else max(node.end for node in spans)
         self.agent: Node | None = None
         self.asked: dict[str, None] = {}
 
@@ -43,6 +43,9 @@ class Call:
     @property
     def ids(self) -> set[str]:
         """The call ids that its spans carry."""
+        if len(self.spans) == 1:
+            (node,) = self.spans.values()
+            return {node.facts.call_id} if node.facts.call_id is not None else set()
         return {node.facts.call_id for node in self.spans.values() if node.facts.call_id is not None}
 
     def enter(self, scope: Scope) -> None:
@@ -93,7 +96,13 @@ class Scope:
 
     def opener(self) -> Node | None:
         """The first span that opens it."""
-        return min(self.openers.values(), key=lambda node: node.order, default=None)
+        if len(self.openers) < 2:
+            return next(iter(self.openers.values()), None)
+        return min(self.openers.values(), key=lambda node: node.order)
+
+    def has_inferred_opener(self) -> bool:
+        """Whether a span that opens it was not below the tool that called it."""
+        return any(node.inferred is not None for node in self.openers.values())
 
 
 class Step:
@@ -136,6 +145,8 @@ class Step:
         """Its first span: of an explicit step, of those whose parent does not say the same (baggage copies an id to
         all spans below)."""
         if not self.carriers:
+            if len(self.entries) == 1:
+                return next(iter(self.entries)).spans[0]
             first = min(self.entries, key=lambda entry: entry.order, default=None)
             return first.spans[0] if first is not None else None
         if len(self.carriers) == 1:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from step_exporter.facts import Annotation, Role, SpanFacts, TokenUsage
+from step_exporter.facts import MAX_NS, Annotation, Role, SpanFacts, TokenUsage
 
 from . import ids
 from .intervals import union_ns
@@ -92,6 +92,14 @@ def intervals(spans: Iterable[SpanFacts]) -> list[tuple[int, int]]:
     ]
 
 
+def covered_ns(spans: Sequence[SpanFacts]) -> int | None:
+    """How much time spans cover together, None where that of none is known."""
+    if not spans:
+        return None
+    times = intervals(spans)
+    return union_ns(times) if times else None
+
+
 def request_usage(spans: Sequence[SpanFacts]) -> TokenUsage:
     """The usage of one request, once: each count from the span closest to the wire that has it."""
     usages = [facts.usage for facts in spans if facts.usage is not None]
@@ -172,10 +180,10 @@ def build_step(parts: StepParts) -> Built:
     executed = [facts for call in calls for facts in call] if calls else []
     seen: Sequence[SpanFacts] = requests[0] if len(requests) == 1 else [facts for spans in requests for facts in spans]
     flags = set(parts.flags)
-    in_flight = troubled = False
+    in_flight = troubled = is_streamed = is_annotated = False
     start = end = conversation_id = None
     members = (*carriers, *seen, *executed)
-    for facts in members:  # one pass; most steps are fine
+    for facts in members:  # one pass; most steps are fine, and nobody said a word of them
         if facts.flags:
             flags.update(facts.flags)
         begun, ended = facts.start_ns, facts.end_ns
@@ -189,6 +197,10 @@ def build_step(parts: StepParts) -> Built:
             troubled = True
         if conversation_id is None:
             conversation_id = facts.conversation_id
+        if facts.first_token_ns is not None:
+            is_streamed = True
+        if facts.tags or facts.feedback is not None or facts.transaction_id is not None:
+            is_annotated = True
     outcome = parts.outcome
     if in_flight or troubled or (parts.last and (outcome.failed or outcome.cancelled)):
         status, culprit = status_of(parts)
@@ -237,17 +249,18 @@ def build_step(parts: StepParts) -> Built:
             agent_name = facts.agent_name
             break
 
-    llm_times = intervals(seen)
-    tool_times = intervals(executed)
+    llm_ns, tool_ns = covered_ns(seen), covered_ns(executed)
     if in_flight:
         end = None
     llm_start = min([facts.start_ns for facts in seen if facts.start_ns is not None], default=said.llm_start_ns)
-    first_token, ttft = _first_token(parts)
+    first_token, ttft = _first_token(parts) if is_streamed else (None, None)
     if ttft is not None and ttft < 0:
         ttft, first_token = None, None
         flags.add("clock_skew")
 
-    feedback, tags, tid = _annotated(parts, members)
+    feedback = tags = tid = None
+    if is_annotated or parts.annotations:
+        feedback, tags, tid = _annotated(parts, members)
     step = StepRow(  # by position: 37 keywords cost 2 µs
         parts.trace_id,
         parts.id,
@@ -268,7 +281,7 @@ def build_step(parts: StepParts) -> Built:
         voice.context_window_limit,
         completion_tokens or 0,
         prompt_tokens or 0,
-        (prompt_tokens or 0) + (completion_tokens or 0),
+        counted((prompt_tokens or 0) + (completion_tokens or 0)),
         usage.cached,
         usage.cache_write,
         usage.reasoning,
@@ -297,8 +310,8 @@ def build_step(parts: StepParts) -> Built:
         project_id,
         start,
         llm_start,
-        union_ns(llm_times) if llm_times else said.llm_ns,
-        union_ns(tool_times) if tool_times else said.tool_ns,
+        llm_ns if llm_ns is not None else said.llm_ns,
+        tool_ns if tool_ns is not None else said.tool_ns,
         end - start if end is not None and start is not None else None,
         ttft,
         len(requests) or (1 if llm_start is not None else 0),
@@ -349,7 +362,12 @@ def _step_usage(parts: StepParts) -> TokenUsage:
 
 def _sum(values: Iterable[int | None]) -> int | None:
     found = [value for value in values if value is not None]
-    return sum(found) if found else None
+    return counted(sum(found)) if found else None
+
+
+def counted(tokens: int) -> int:
+    """A sum of counts, each of which fits its column, as far as the column of the sum goes."""
+    return tokens if tokens <= MAX_NS else MAX_NS
 
 
 def _sum_parts(details: Iterable[tuple[tuple[str, int], ...]]) -> tuple[tuple[str, int], ...]:

@@ -133,7 +133,7 @@ def lock_traces(
     for item in batch:
         spans.setdefault(item.facts.trace_id, []).append(item)
     offered: dict[str, tuple[object, ...]] = {}
-    for trace_id in sorted(spans):  # as the rows stay where the traces are new: all that comes with them is, too
+    for trace_id in sorted(spans):  # where a trace is new, all that comes with it is, and its row can stay as it is
         first_ns, last_ns = _hull([item.facts for item in spans[trace_id]], None, None)
         offered[trace_id] = (trace_id, secrets.randbits(63), 1, first_ns, last_ns, now)
     works: list[Work] = []
