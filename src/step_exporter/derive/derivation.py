@@ -37,6 +37,11 @@ class Derivation:
         """
         self.trace_id = trace_id
         self._is_whole = is_whole
+        if not is_whole:
+            self._begin()
+
+    def _begin(self) -> None:
+        """What is kept: 25 containers, and a plain trace needs none of them."""
         self._loop = Loop()
         self._logs = Logs()
         self._runs: dict[str, RunState] = {}
@@ -52,7 +57,7 @@ class Derivation:
         self._doubtful_messages: dict[MessageTree, None] = {}
 
     def __len__(self) -> int:
-        return len(self._loop.tree.nodes)
+        return 0 if self._is_whole else len(self._loop.tree.nodes)
 
     def __contains__(self, span_id: str) -> bool:
         return span_id in self._loop.tree.nodes
@@ -65,14 +70,15 @@ class Derivation:
 
     def apply(self, facts: Iterable[SpanFacts | Annotation | Deletion]) -> Changes:
         """Take new facts, and new versions of known ones, in any order. Returns the rows to write and to delete."""
-        spans: list[SpanFacts] = []
-        annotated: list[str] = []
         if self._is_whole:
             facts = list(facts)
             plain = derive_plain(self.trace_id, facts)
             if plain is not None:
                 return plain
             self._is_whole = False
+            self._begin()
+        spans: list[SpanFacts] = []
+        annotated: list[str] = []
         for fact in facts:
             if isinstance(fact, SpanFacts):
                 spans.append(fact)
@@ -91,6 +97,8 @@ class Derivation:
         """Let go of everything, never to be used again. What is known of a trace refers to itself in circles, which
         only the garbage collector could free: its passes over the traces of a busy app cost 15 µs a span, and stop
         that app for a fifth of a second each."""
+        if self._is_whole:
+            return
         self._loop.release()
         for run in self._runs.values():
             run.scopes.clear()

@@ -184,7 +184,7 @@ def _steps(trace_id: str, run_id: str, run: _Run, messages: list[MessageRow]) ->
                     continue
             calls[at].append((facts,))
     built: list[Built] = []
-    said = MessageTree(run_id)
+    said: MessageTree | None = None
     last = len(requests) - 1
     for at, (order, facts, agent_name) in enumerate(requests):
         step_id = ids.step_id(trace_id, facts.span_id)
@@ -204,9 +204,12 @@ def _steps(trace_id: str, run_id: str, run: _Run, messages: list[MessageRow]) ->
         )
         built.append(build_step(parts))
         if facts.input_messages or facts.output_messages:
+            if said is None:
+                said = MessageTree(run_id)
             said.add(Source(order, step_id, facts.input_messages, facts.output_messages))
-    messages += [said.row(message, trace_id, run_id) for message in said.dirty.values()]
-    said.release()
+    if said is not None:
+        messages += [said.row(message, trace_id, run_id) for message in said.dirty.values()]
+        said.release()
     built.sort(key=_order)
     return built
 
