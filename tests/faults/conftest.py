@@ -57,6 +57,7 @@ class Invariants:
             with engine.begin() as conn:
                 if engine.dialect.name == "sqlite":  # I5: readable always
                     assert conn.exec_driver_sql("PRAGMA integrity_check").fetchall() == [("ok",)]
+                    assert conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
                 stored = conn.exec_driver_sql("SELECT count(*) FROM spans WHERE state = 'ended'").scalar_one()
                 twice = "SELECT trace_id, span_id FROM spans GROUP BY 1, 2 HAVING count(*) > 1"
                 assert conn.exec_driver_sql(twice).fetchall() == []  # I2: nothing twice

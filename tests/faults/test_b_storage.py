@@ -335,3 +335,18 @@ def test_b13_an_sqlite_without_json_says_what_it_lacks(db: Path) -> None:
     with engine.connect() as conn, pytest.raises(DatabaseError, match="without its JSON functions"):
         conn.exec_driver_sql("SELECT json_of_no_sqlite('[]')")
     engine.dispose()
+
+
+def test_a_provider_that_somebody_deleted_is_there_again_with_its_next_step(db: Path, assert_invariants: Any) -> None:
+    exporter = StepSpanExporter(db)
+    exporter.export([ended(1, LLM, trace_id=1)])
+    with contextlib.closing(sqlite3.connect(db)) as other:
+        other.execute("DELETE FROM steps")
+        assert other.execute("DELETE FROM providers").rowcount == 1
+        other.execute("DELETE FROM spans")
+        other.execute("DELETE FROM traces")
+        other.commit()
+    exporter.export([ended(2, LLM, trace_id=2)])
+    assert rows(db, "SELECT p.name FROM steps s JOIN providers p ON p.id = s.provider_id") == [("openai",)]
+    assert_invariants(db, exporter.stats())
+    exporter.shutdown()

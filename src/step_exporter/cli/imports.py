@@ -58,7 +58,7 @@ class Summary:
 def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
     """Store the spans of the files. What is broken is said on ``stderr`` and costs the rest nothing."""
     summary = Summary()
-    engine = create_sync_engine(url)
+    engine = create_sync_engine(url, foreign_keys=False)
     try:
         ensure_schema(engine)
         writer = Writer(engine)

@@ -80,7 +80,7 @@ class Receiver:
     """Takes spans and stores them all, whatever they are of."""
 
     def __init__(self, url: DatabaseURL, bodies: Bodies | None = None) -> None:
-        self._engine = create_sync_engine(url)
+        self._engine = create_sync_engine(url, foreign_keys=False)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _wait_less)
         self._writer: Writer | None = None
