@@ -175,8 +175,11 @@ def test_a_bad_span_of_a_new_trace_costs_its_neighbours_nothing(postgresql: Engi
     ]
 
 
-def test_a_number_that_no_column_holds_costs_other_traces_nothing(postgresql: Engine) -> None:
+def test_a_number_that_no_column_holds_costs_other_traces_nothing(
+    postgresql: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is the driver that refuses it, in the middle of the COPY."""
+    monkeypatch.setattr("step_exporter.derive.runs.counted", lambda tokens: tokens)  # as if sums were not bounded
     spans = [raw for number in range(1, 9) for raw in agent_run(f"{number:032x}")]
     usage = {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 2**63 - 1}
     huge = [span(number, None, ANOTHER, attributes=usage) for number in (1, 2)]  # and their sum in the run's row
