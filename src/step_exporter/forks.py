@@ -12,6 +12,8 @@ import time
 import weakref
 from typing import Protocol
 
+from step_exporter.store.engine import close_idle_files
+
 WAIT_S = 1.0
 """How long a fork waits at most for what is being written."""
 
@@ -53,6 +55,7 @@ def _before() -> None:
     until = time.monotonic() + WAIT_S
     locks = [one.writing for one in tuple(_resting)]
     _held.locks = [lock for lock in locks if lock.acquire(timeout=max(0.0, until - time.monotonic()))]
+    close_idle_files()  # also those that were being written to
 
 
 def _after_in_parent() -> None:

@@ -240,6 +240,8 @@ def _prepare(
     engine: Engine, url: URL, read_only: bool, answer_s: float | None = None, foreign_keys: bool = True
 ) -> None:
     _engines.add(engine)
+    if sqlite_path(url) is not None and engine.dialect.driver == "pysqlite":
+        _files.add(engine)
     place = display_url(url)
     path = sqlite_path(url)
 
@@ -305,7 +307,19 @@ def _in_daemon_thread(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
 # Forks
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_files: weakref.WeakSet[Engine] = weakref.WeakSet()
 _inherited: list[Pool] = []
+
+
+def close_idle_files() -> None:
+    """Close SQLite files that nobody is at; they are opened again when they are needed.
+
+    SQLite notes its locks on a file in memory. A child that inherits the note takes them for its own, though the system
+    gives none of the parent's to it: whoever closes the file next believes to be the last, brings the log in and
+    deletes it while the child writes to it, and the file is damaged (sqlite.org/howtocorrupt.html, 2.6).
+    """
+    for engine in tuple(_files):
+        engine.dispose()
 
 
 def _after_fork_in_child() -> None:
@@ -317,4 +331,4 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=close_idle_files, after_in_child=_after_fork_in_child)
