@@ -3,6 +3,7 @@
     python -m benchmarks.stages                        # without content
     python -m benchmarks.stages --workload loop
     python -m benchmarks.stages --workload long        # one trace, its second half
+    python -m benchmarks.stages --objects 150000       # in an app that holds so many, for the garbage collector
 
 The clock is read around the functions of each stage, which costs a little itself. The last line derives the same spans
 again: each trace at one go where it is plain, against the incremental derivation.
@@ -50,6 +51,23 @@ _STAGES: dict[str, tuple[Any, str]] = {
 }
 
 
+_COLLECTOR = "the garbage collector, in these"
+
+
+class _Collecting:
+    """Counts what the garbage collector takes."""
+
+    def __init__(self, spent: Counter[str]) -> None:
+        self._spent = spent
+        self._began = 0.0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.thread_time()
+        else:
+            self._spent[_COLLECTOR] += time.thread_time() - self._began
+
+
 def _timed(function: Callable[..., Any], name: str, spent: Counter[str]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         began = time.thread_time()
@@ -69,6 +87,9 @@ def stages(batches: Sequence[Sequence[ReadableSpan]], counted: int) -> dict[str,
             function = getattr(owner, attribute)
             stack.enter_context(mock.patch.object(owner, attribute, _timed(function, name, spent)))
         directory = stack.enter_context(tempfile.TemporaryDirectory())
+        collecting = _Collecting(spent)
+        gc.callbacks.append(collecting)
+        stack.callback(gc.callbacks.remove, collecting)
         exporter = StepSpanExporter(f"sqlite:///{Path(directory) / 'steps.db'}")
         for batch in batches[:-counted]:
             exporter.export(batch)
@@ -76,7 +97,7 @@ def stages(batches: Sequence[Sequence[ReadableSpan]], counted: int) -> dict[str,
         for batch in batches[-counted:]:
             exporter.export(batch)
         exporter.shutdown()
-    taken = {name: spent[name] for name in _STAGES}
+    taken = {name: spent[name] for name in (*_STAGES, _COLLECTOR)}
     inside = sum(taken[name] for name in ("lock", "insert facts", "derive", "write rows"))
     taken["commit, begin and the rest of it"] = taken.pop("transaction") - inside
     count = sum(map(len, batches[-counted:]))
@@ -109,18 +130,21 @@ def main() -> None:
     parser.add_argument("--workload", default="none", choices=(*workload.WORKLOADS, "long"))
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--objects", type=int, default=0, help="that the app holds and the garbage collector looks at")
     arguments = parser.parse_args()
     count, name = arguments.batches, arguments.workload
     spans = one_trace(count * workload.BATCH) if name == "long" else workload.spans(name, count * workload.BATCH)
     batches = list(workload.batches(spans))
     gc.collect()
     gc.freeze()
+    held = [{"a": [number]} for number in range(arguments.objects // 2)]  # two each
     rounds = [stages(batches, count // 2 if name == "long" else count - 1) for _ in range(arguments.rounds)]
     taken = {stage: statistics.median(found[stage] for found in rounds) for stage in rounds[0]}
     cells = {stage: f"{us:.1f} µs, {us / taken['export']:.0%}" for stage, us in taken.items()}
     print(harness.table({name: cells}))
     at_once, incremental = derivations(spans[: 4 * workload.BATCH])
     print(f"\nderived at one go {at_once:.1f} µs, incrementally {incremental:.1f} µs")
+    del held
 
 
 if __name__ == "__main__":

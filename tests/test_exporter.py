@@ -18,6 +18,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from sdk_spans import AGENT, LLM, SECRET, adds_up, ended, fail_with, provider_for, query, run_program
 from step_exporter.exporter import StepSpanExporter
+from step_exporter.facts import Scope
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.load import load_spans
 
@@ -83,7 +84,7 @@ def test_everything_that_a_span_carries_is_stored(db: Path) -> None:
     assert [(found.trace_id, found.span_id, found.trace_state, found.attributes) for found in raw.links] == [
         (f"{5:032x}", f"{6:016x}", "x=y", {"l": 1})
     ]
-    assert raw.scope == ("tests", "1.0", {"a": "b"}, "https://example.com/s")
+    assert raw.scope == Scope("tests", "1.0", {"a": "b"}, "https://example.com/s")
     assert raw.resource.attributes["service.name"] == "app"
 
 

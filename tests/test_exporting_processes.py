@@ -11,6 +11,7 @@ from threading import Barrier
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from dumps import clear, dump, opened
 from readable import readable
@@ -75,7 +76,7 @@ def one_trace() -> list[RawSpan]:
     """An agent that makes 100 requests, each with a tool."""
     trace_id, start = "0af7651916cd43dd8448eb211c80319c", 1_764_000_000_000_000_000
     spans = [RawSpan(trace_id, f"{1:016x}", None, "invoke_agent helper", start_ns=start, end_ns=start + 10**9)]
-    spans[0] = spans[0]._replace(attributes={"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "helper"})
+    spans[0] = replace(spans[0], attributes={"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "helper"})
     for turn in range(100):
         begun = start + turn * 1_000_000
         said = {

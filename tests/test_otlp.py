@@ -224,6 +224,7 @@ values = st.recursive(
 attributes = st.dictionaries(names, values, max_size=4)
 trace_ids = st.integers(1, 2**128 - 1).map(lambda number: f"{number:032x}")
 span_ids = st.integers(1, 2**64 - 1).map(lambda number: f"{number:016x}")
+USUAL = RawSpan("", "", None, "")
 raw_spans = st.builds(
     RawSpan,
     trace_id=trace_ids,
@@ -246,8 +247,8 @@ raw_spans = st.builds(
     dropped_attributes=counts,
     dropped_events=counts,
     dropped_links=counts,
-    **{field: st.just(RawSpan._field_defaults[field]) for field in ("ended", "process_id", "abandoned_ns")},
-    **{field: st.just(RawSpan._field_defaults[field]) for field in ("flags", "collisions")},
+    **{field: st.just(getattr(USUAL, field)) for field in ("ended", "process_id", "abandoned_ns")},
+    **{field: st.just(getattr(USUAL, field)) for field in ("flags", "collisions")},
 )
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 
 import pytest
+from msgspec.structs import replace
 
 from step_exporter.facts import RawSpan
 from step_exporter.store.codec import Sources
@@ -101,7 +102,7 @@ def test_at_the_bound_what_waits_longest_is_written_rather_than_dropped() -> Non
 
 def test_memory_is_bounded_by_characters_too() -> None:
     trees = LocalTrees(max_chars=10_000)
-    raws = [span(number, 100 + number).encoded.raw._replace(attributes={"a": "x" * 9_000}) for number in (1, 2)]
+    raws = [replace(span(number, 100 + number).encoded.raw, attributes={"a": "x" * 9_000}) for number in (1, 2)]
     (first, second), _ = prepare(raws, Sources())
     assert trees.add([first]).to_write == []
     assert numbers(trees.add([second]).to_write) == {1}

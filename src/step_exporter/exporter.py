@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from msgspec.structs import replace
 from opentelemetry.context import (
     _SUPPRESS_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage]  # every exporter uses it, there is no other
     attach,
@@ -324,7 +325,7 @@ class StepSpanExporter(SpanExporter):
             self._pause()
             raise
         raws = [
-            raw._replace(ended=False, end_ns=None, process_id=process_id)
+            replace(raw, ended=False, end_ns=None, process_id=process_id)
             for raw in self._prepared(self._converted(spans, self._convert), settings)
         ]
         self._store_raws(raws, settings, shared)

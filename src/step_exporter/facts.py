@@ -2,9 +2,7 @@
 
 ``RawSpan`` is a span as it arrived, whatever it came from (the SDK, OTLP, the database).
 ``SpanFacts`` is what a convention reader understood of it, and all that the derivation sees.
-Both are immutable tuples, so that they can be shared, compared and hashed by value. They are
-``NamedTuple`` rather than frozen dataclasses because one of each is made per span: a frozen
-dataclass of 20 fields costs 2 µs to make, a named tuple 0.4.
+They are immutable, compared by value, and made several times per span: see ``Value``.
 
 Times are integer nanoseconds since the Unix epoch. ``None`` means unknown; it is never zero.
 """
@@ -13,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 MAX_NS = 2**63 - 1
 """The largest time that a signed 64-bit column holds (the year 2262); OTLP times are unsigned."""
@@ -25,6 +25,15 @@ IS_REMOTE = 0x200
 
 AttributeValue = Any
 """None, bool, int, float, str, bytes, or a tuple or mapping of these (OTLP's AnyValue)."""
+
+
+class Value(Struct, frozen=True, gc=False):
+    """Immutable, equal and hashed by its fields; ``msgspec.structs`` has ``replace``, ``astuple`` and ``asdict``.
+
+    Not a named tuple: one of 54 fields takes 0.4 µs to make instead of 0.2, one of three 0.2 instead of 0.03. And not
+    looked at by the garbage collector, as no value can be part of a circle: those of a batch of 512 spans, which live
+    long enough to be looked at three times, took it 5 to 30 µs a span.
+    """
 
 
 class Role(StrEnum):
@@ -44,14 +53,14 @@ class Role(StrEnum):
     """Anything else: an HTTP call, a chain, a task."""
 
 
-class Resource(NamedTuple):
+class Resource(Value, frozen=True):
     """Who emitted a span (OTLP Resource)."""
 
     attributes: Mapping[str, AttributeValue] = {}
     schema_url: str = ""
 
 
-class Scope(NamedTuple):
+class Scope(Value, frozen=True):
     """Which library emitted a span (OTLP InstrumentationScope)."""
 
     name: str = ""
@@ -60,7 +69,7 @@ class Scope(NamedTuple):
     schema_url: str = ""
 
 
-class Event(NamedTuple):
+class Event(Value, frozen=True):
     """A timed event on a span."""
 
     name: str
@@ -69,7 +78,7 @@ class Event(NamedTuple):
     dropped_attributes: int = 0
 
 
-class Link(NamedTuple):
+class Link(Value, frozen=True):
     """A link from a span to another."""
 
     trace_id: str
@@ -81,7 +90,7 @@ class Link(NamedTuple):
     """As of OTLP: trace flags, and whether the other span is another process'."""
 
 
-class RawSpan(NamedTuple):
+class RawSpan(Value, frozen=True):
     """A span as it arrived. ``trace_id`` is 32, ``span_id`` 16 lower-case hexadecimal digits."""
 
     trace_id: str
@@ -118,7 +127,7 @@ class RawSpan(NamedTuple):
     """How many different spans lost to this one under the same key."""
 
 
-class TokenUsage(NamedTuple):
+class TokenUsage(Value, frozen=True):
     """Tokens of one LLM request. ``prompt`` includes ``cached`` and ``cache_write``, ``completion``
     includes ``reasoning``; a reader whose emitter leaves them out adds them and flags ``normalised``."""
 
@@ -132,7 +141,7 @@ class TokenUsage(NamedTuple):
     completion_details: tuple[tuple[str, int], ...] = ()
 
 
-class ToolCall(NamedTuple):
+class ToolCall(Value, frozen=True):
     """A tool call that a model asked for. ``arguments`` is canonical JSON text, or text as it came."""
 
     id: str | None
@@ -140,7 +149,7 @@ class ToolCall(NamedTuple):
     arguments: str
 
 
-class Content(NamedTuple):
+class Content(Value, frozen=True):
     """One element of a content value: a message of a prompt, a tool's result.
 
     ``hash`` covers ``parent_hash`` and the raw text, so a prompt that repeats a prefix repeats its hashes.
@@ -152,7 +161,7 @@ class Content(NamedTuple):
     body: str
 
 
-class ContentValue(NamedTuple):
+class ContentValue(Value, frozen=True):
     """A content value taken apart. ``form`` says how ``elements`` make up the value again
     (see ``conventions.content``)."""
 
@@ -160,7 +169,7 @@ class ContentValue(NamedTuple):
     elements: tuple[Content, ...]
 
 
-class Message(NamedTuple):
+class Message(Value, frozen=True):
     """One message of a prompt or an answer, in the one form that all vocabularies are read into."""
 
     role: str
@@ -176,7 +185,7 @@ class Message(NamedTuple):
     """The ``Content`` that it was read from."""
 
 
-class SpanFacts(NamedTuple):
+class SpanFacts(Value, frozen=True):
     """What a span means: all that the derivation knows of it."""
 
     trace_id: str
@@ -261,7 +270,7 @@ class SpanFacts(NamedTuple):
     """What is doubtful, sorted: ``bad_number``, ``normalised``, ``tokens_inconsistent``, ``clock_skew``, …"""
 
 
-class Annotation(NamedTuple):
+class Annotation(Value, frozen=True):
     """What a person set on a step, kept on the span that was its anchor at that moment."""
 
     trace_id: str
@@ -273,7 +282,7 @@ class Annotation(NamedTuple):
     set_at_ns: int | None = None
 
 
-class Deletion(NamedTuple):
+class Deletion(Value, frozen=True):
     """What a person deleted, so that late spans do not bring it back."""
 
     trace_id: str

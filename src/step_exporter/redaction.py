@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from step_exporter.facts import AttributeValue, RawSpan
 
 Redact = Callable[[str, str], str]
@@ -43,12 +45,13 @@ def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
     def all_of(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
         return {key: value_of(key, value) for key, value in attributes.items()}
 
-    return raw._replace(
+    return replace(
+        raw,
         name=text(SPAN_NAME, raw.name),
         status_message=None if raw.status_message is None else text(STATUS_MESSAGE, raw.status_message),
         attributes=all_of(raw.attributes),
-        events=tuple(event._replace(attributes=all_of(event.attributes)) for event in raw.events),
-        links=tuple(link._replace(attributes=all_of(link.attributes)) for link in raw.links),
-        resource=raw.resource._replace(attributes=all_of(raw.resource.attributes)),
-        scope=raw.scope._replace(attributes=all_of(raw.scope.attributes)),
+        events=tuple(replace(event, attributes=all_of(event.attributes)) for event in raw.events),
+        links=tuple(replace(link, attributes=all_of(link.attributes)) for link in raw.links),
+        resource=replace(raw.resource, attributes=all_of(raw.resource.attributes)),
+        scope=replace(raw.scope, attributes=all_of(raw.scope.attributes)),
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import orjson
+from msgspec.structs import asdict, replace
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -90,23 +91,21 @@ def spooled(raw: RawSpan) -> Rejected:
         body = _encoded(safe)
     except Exception:  # what a resource holds is not looked at before, as thousands of spans share it
         resource, scope = safe_source(raw.resource), safe_source(raw.scope)
-        body = _encoded(safe._replace(resource=cast(Resource, resource), scope=cast(Scope, scope)))
+        body = _encoded(replace(safe, resource=cast(Resource, resource), scope=cast(Scope, scope)))
     return Rejected(None, None, _SPOOLED, "", body)
 
 
 def _encoded(raw: RawSpan) -> bytes:
-    fact: dict[str, Any] = {
-        key: value for key, value, usual in zip(RawSpan._fields, raw, _USUAL, strict=True) if value != usual
-    }
-    fact["resource"], fact["scope"] = raw.resource._asdict(), raw.scope._asdict()
+    fact = {key: value for key, value in asdict(raw).items() if value != _USUAL[key]}
+    fact["resource"], fact["scope"] = asdict(raw.resource), asdict(raw.scope)
     if raw.events:
-        fact["events"] = tuple(event._asdict() for event in raw.events)
+        fact["events"] = tuple(map(asdict, raw.events))
     if raw.links:
-        fact["links"] = tuple(link._asdict() for link in raw.links)
+        fact["links"] = tuple(map(asdict, raw.links))
     return values.encode_value(fact).encode()
 
 
-_USUAL = tuple(RawSpan._field_defaults.get(name) for name in RawSpan._fields)
+_USUAL = asdict(RawSpan("", "", None, ""))
 
 
 def _decoded(body: bytes) -> RawSpan:

@@ -68,7 +68,7 @@ def message_text(message: MessageRecord) -> str:
     """What a message says, without the JSON that its emitter wrapped it in."""
     if message.body is None:
         return ""
-    read = read_element(Content(message.content_hash or "", None, message.body), "indexed", message.role)
+    read = read_element(Content(message.content_hash or "", None, message.body), "indexed", message.role, {})
     # One element may hold the results of several tools, each a message.
     its_own = [part for part in read if (part.role, part.tool_call_id) == (message.role, message.tool_call_id)]
     text = "\n".join(part.text for part in its_own or read if part.text)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from step_exporter.conventions import genai_message
 from step_exporter.conventions.content import (
     CONTENT_KEYS,
     ContentMemo,
@@ -21,7 +24,7 @@ from step_exporter.conventions.content import (
     strip,
     take_apart,
 )
-from step_exporter.facts import Content, Event, Link, RawSpan
+from step_exporter.facts import Event, Link, RawSpan
 
 TEXT = st.text(st.characters(exclude_categories=()))
 SCALARS = st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | TEXT | st.binary()
@@ -184,7 +187,7 @@ def test_the_last_hash_and_the_form_are_all_that_a_span_must_keep() -> None:
         elements.append(stored[at])
         at = stored[at].parent_hash
     elements = [*reversed(elements), *(stored[side] for side in side_hashes(value.form))]
-    assert put_together("input.value", value._replace(elements=tuple(elements))) == {"input.value": body}
+    assert put_together("input.value", replace(value, elements=tuple(elements))) == {"input.value": body}
 
 
 def test_what_every_call_repeats_after_its_messages_is_stored_once() -> None:
@@ -243,11 +246,50 @@ def test_a_short_argument_or_result_stays_where_it_is() -> None:
     assert take_apart(span({}, (Event("e", 1, {keys[0]: short}),))).events
 
 
-def test_what_was_parsed_to_find_its_end_is_the_same_element() -> None:
-    raw = span({"gen_ai.input.messages": json.dumps(MESSAGES)})
-    elements = take_apart(raw).attributes["gen_ai.input.messages"].elements
-    assert [vars(element)["value"] for element in elements] == MESSAGES
-    assert elements == tuple(Content(*element) for element in elements)
+ITEMS = st.sampled_from(
+    [
+        {"role": "user", "parts": [{"type": "text", "content": '}, {"role": "user"},{"role"'}]},
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": None, "name": "f", "arguments": {"a": [1.0, {}]}}]},
+        {
+            "role": "tool",
+            "parts": [{"type": "tool_call_response", "id": "c", "response": [{"role": "x"}, {"role": 1}]}],
+        },
+        {"role": "assistant", "parts": [{"type": "reasoning", "content": "hm"}]},
+        {"parts": [], "role": "user"},
+        {"role": "user", "content": "é", "more": [{"a": 1}, {"role": 2}]},
+        {"role": "user"},
+        "text",
+        5,
+    ]
+)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(ITEMS, max_size=5),
+    st.sampled_from([(", ", ": "), (",", ":"), (" , ", " : ")]),
+    st.sampled_from(["", "]", "}]", "]}", "x"]),
+    st.integers(0, 30),
+)
+def test_where_an_item_ends_is_guessed_right_or_not_at_all(
+    items: list[Any], separators: tuple[str, str], end: str, cut: int
+) -> None:
+    whole = json.dumps(items, separators=separators, ensure_ascii=False)
+    for text in (whole, whole + end, whole[: len(whole) - cut], whole[: len(whole) - cut] + end):
+        raw = span({"gen_ai.input.messages": text})
+        with mock.patch.object(genai_message, "parse", return_value=None):
+            found = take_apart(raw)
+        assert take_apart(raw) == found
+
+
+def test_what_was_parsed_to_find_its_end_is_kept_for_the_reader() -> None:
+    contents = take_apart(span({"gen_ai.input.messages": json.dumps(MESSAGES)}))
+    elements = contents.attributes["gen_ai.input.messages"].elements
+    parsed = [contents.parsed[element.hash] for element in elements]
+    assert all(isinstance(message, genai_message.GenAIMessage) for message in parsed)
+    assert [message.role for message in parsed] == [message["role"] for message in MESSAGES]
+    raw = span({"gen_ai.input.messages": json.dumps([{"role": "user", "content": "é"}])})
+    assert [*take_apart(raw).parsed.values()] == [{"role": "user", "content": "é"}]
 
 
 def test_nesting_beyond_every_limit_is_kept_as_it_is() -> None:
@@ -271,13 +313,20 @@ def test_a_span_without_content_has_no_contents() -> None:
 @pytest.mark.parametrize("key", [*sorted(CONTENT_KEYS), "llm.tools.0.tool.json_schema", "llm.azure.messages"])
 def test_without_content_no_content_key_is_left(key: str) -> None:
     secret = "the secret"
-    raw = span(
-        {key: secret, "gen_ai.request.model": "m", "error.type": "E", "error.message": secret},
-        (
-            Event("gen_ai.choice", 1, {"message": secret, "finish_reason": "stop", key: secret}),
-            Event("exception", 2, {"exception.type": "E", "exception.message": secret, "exception.stacktrace": secret}),
+    raw = replace(
+        span(
+            {key: secret, "gen_ai.request.model": "m", "error.type": "E", "error.message": secret},
+            (
+                Event("gen_ai.choice", 1, {"message": secret, "finish_reason": "stop", key: secret}),
+                Event(
+                    "exception", 2, {"exception.type": "E", "exception.message": secret, "exception.stacktrace": secret}
+                ),
+            ),
         ),
-    )._replace(status_message=secret, status_code="error", links=(Link("0" * 32, "0" * 16, "", {key: secret}),))
+        status_message=secret,
+        status_code="error",
+        links=(Link("0" * 32, "0" * 16, "", {key: secret}),),
+    )
     stripped = strip(raw)
     assert is_content(key)
     assert secret not in repr(stripped)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from step_exporter.conventions import messages as reading
 from step_exporter.conventions.content import CONTENT_KEYS, take_apart
 from step_exporter.conventions.messages import read_messages
 from step_exporter.facts import Event, Message, RawSpan
@@ -502,10 +505,59 @@ def test_the_commonest_shape_is_read_as_every_other(
 ) -> None:
     def said(message: dict[str, Any]) -> Any:
         raw = span({key: json.dumps([message])})
-        return [[m[:-1] for m in messages] for messages in read_messages(raw, take_apart(raw))]
+        return [[replace(m, content_hash=None) for m in messages] for messages in read_messages(raw, take_apart(raw))]
 
     message = {"role": role, "parts": parts, **more}
     assert said(message) == said({**message, "a field that means nothing": 1})
+
+
+TURNS = st.sampled_from(
+    [
+        {"role": "system", "parts": [{"type": "text", "content": "be brief"}]},
+        {"role": "user", "parts": [{"type": "text", "content": "hi"}]},
+        {"role": "user", "parts": []},
+        {"role": "assistant", "parts": []},
+        {"role": "assistant", "parts": [{"type": "text", "content": "so"}]},
+        *(
+            {"role": "assistant", "parts": [{"type": "tool_call", "id": id_, "name": name, "arguments": {}}]}
+            for id_, name in [("a", "find"), ("b", "read"), ("a", "other"), ("", "none")]
+        ),
+        *(
+            {"role": "tool", "parts": [{"type": "tool_call_response", "id": id_, "response": "r"}]}
+            for id_ in ("a", "b", "a", "c", None)
+        ),
+        {"role": "tool", "name": "given", "parts": [{"type": "tool_call_response", "id": "a", "response": "r"}]},
+        {"role": "tool", "content": "r", "tool_call_id": "b"},
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(TURNS, max_size=9), st.lists(st.integers(0, 9), max_size=6), st.booleans())
+def test_a_prompt_that_continues_another_is_read_as_if_it_were_the_first(
+    turns: list[Any], lengths: list[int], with_system: bool
+) -> None:
+    more = {"gen_ai.system_instructions": '[{"type": "text", "content": "be kind"}]'} if with_system else {}
+    for length in lengths:
+        raw = span({"gen_ai.input.messages": json.dumps(turns[:length]), **more})
+        found = read_messages(raw, take_apart(raw))
+        with mock.patch.dict(reading._prompts, clear=True):
+            assert read_messages(raw, take_apart(raw)) == found
+        listed = span({"gen_ai.input.messages": tuple(map(structured, turns[:length])), **more})  # never remembered
+        assert list(map(equal, read_messages(listed, take_apart(listed))[0])) == list(map(equal, found[0]))
+
+
+def test_a_tool_that_is_named_later_is_named_in_all_of_the_prompt() -> None:
+    turns = [
+        {"role": "user", "parts": [{"type": "text", "content": "hi"}]},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "late", "response": "r"}]},
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": "late", "name": "find", "arguments": {}}]},
+    ]
+    names = []
+    for length in (2, 3):
+        raw = span({"gen_ai.input.messages": json.dumps(turns[:length])})
+        names.append(read_messages(raw, take_apart(raw))[0][1].name)
+    assert names == [None, "find"]
 
 
 def test_nesting_beyond_every_limit_gives_no_error() -> None:

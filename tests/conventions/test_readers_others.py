@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from step_exporter.conventions import logfire, read
 from step_exporter.facts import Event, RawSpan, Role, Scope, TokenUsage
@@ -289,7 +290,7 @@ def test_a_pending_span_announces_its_parent():
     assert (begun.span_id, begun.parent_span_id, begun.name) == ("b" * 16, "d" * 16, "chat gpt-4o")
     assert (begun.start_ns, begun.end_ns, begun.ended) == (START, None, False)
     assert read(begun).role is Role.LLM
-    root = marker._replace(attributes={"logfire.span_type": "pending_span", "logfire.pending_parent_id": "0" * 16})
+    root = replace(marker, attributes={"logfire.span_type": "pending_span", "logfire.pending_parent_id": "0" * 16})
     announced = logfire.pending(root)
     assert announced is not None
     assert announced.parent_span_id is None

@@ -2,6 +2,7 @@
 
 import openinference.semconv.trace as openinference
 import pytest
+from msgspec.structs import replace
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, mcp_attributes, openai_attributes
 
 from step_exporter import attributes as native
@@ -120,7 +121,7 @@ def changes_the_facts(name):
         bare = RawSpan("a" * 32, "b" * 16, None, "x", start_ns=1, attributes=role)
         facts = read(bare)
         for value in VALUES:
-            if read(bare._replace(attributes={**role, name: value})) != facts:
+            if read(replace(bare, attributes={**role, name: value})) != facts:
                 return True
     return False
 

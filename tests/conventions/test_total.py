@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 import step_exporter.conventions as conventions
 from step_exporter import attributes as names
@@ -160,8 +161,8 @@ def test_read_is_total_and_its_facts_are_of_plain_types(raw):
     assert list(facts.flags) == sorted(set(facts.flags))
     if facts.usage is not None:
         assert type(facts.usage) is TokenUsage
-        assert all(is_count(value) for value in facts.usage[:5])
-        for details in facts.usage[5:]:
+        assert all(is_count(value) for value in astuple(facts.usage)[:5])
+        for details in astuple(facts.usage)[5:]:
             assert all(type(name) is str and is_count(value) for name, value in details)
     assert read(raw) == facts
     hash(facts)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from msgspec.structs import replace
 from reference import Rows, derive
 from traces import TRACE, Fact, history, span
 
@@ -68,7 +69,7 @@ def test_a_tool_belongs_to_the_request_that_a_record_says_asked_for_it() -> None
 
 
 def test_what_a_span_says_itself_counts_more() -> None:
-    said = SPANS[1]._replace(input_messages=(Message("user", "mine"),))
+    said = replace(SPANS[1], input_messages=(Message("user", "mine"),))
     completed = with_logs(said, RECORDS[:3])
     assert completed.input_messages == said.input_messages
     assert completed.output_messages == RECORDS[2].output_messages

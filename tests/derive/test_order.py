@@ -12,6 +12,7 @@ from itertools import permutations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from msgspec.structs import replace
 from reference import Rows, derive
 from traces import SAID, TRACE, Fact, History, Pick, agent_program, any_trace, histories, history, opened, span
 
@@ -130,9 +131,9 @@ def moved(fact: Fact, offset: int) -> Fact:
     """The same in another corner of the trace, so that programs stand beside each other."""
     shifted = fact
     if hasattr(fact, "span_id"):
-        shifted = shifted._replace(span_id=f"{int(fact.span_id, 16) + offset:016x}")
+        shifted = replace(shifted, span_id=f"{int(fact.span_id, 16) + offset:016x}")
     if hasattr(fact, "parent_span_id") and fact.parent_span_id is not None:
-        shifted = shifted._replace(parent_span_id=f"{int(fact.parent_span_id, 16) + offset:016x}")
+        shifted = replace(shifted, parent_span_id=f"{int(fact.parent_span_id, 16) + offset:016x}")
     return shifted
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from traces import TRACE, Fact, span
 
 from step_exporter.derive import Changes, Derivation, RunRow, StepMetricsRow, StepRow, ids
@@ -493,13 +494,13 @@ def test_a_step_of_a_process_that_is_gone_is_abandoned_until_its_end_arrives() -
     gone = llm(1, 0, 10, ended=False, abandoned_ns=99)
     derivation = Derivation(TRACE)
     assert derivation.apply([gone]).steps[0].status == "abandoned"
-    assert derivation.apply([gone._replace(ended=True)]).steps[0].status == "success"
+    assert derivation.apply([replace(gone, ended=True)]).steps[0].status == "success"
 
 
 def test_a_step_fails_if_its_last_request_fails_not_if_one_before_did() -> None:
     bad, good = llm(2, 1, 10, 1, failed=True, error_type="429", error_message="slow down"), llm(3, 20, 30, 1)
     assert the_step(step_span(1, 0, 100), bad, good).status == "success"
-    step = the_step(step_span(1, 0, 100), good._replace(start_ns=0, end_ns=1), bad)
+    step = the_step(step_span(1, 0, 100), replace(good, start_ns=0, end_ns=1), bad)
     assert (step.status, step.error_type) == ("failed", "429")
     assert json.loads(step.error_data or "")["message"] == "slow down"
 
@@ -582,8 +583,8 @@ def conversation(*, echo: Message = SEARCH) -> tuple[SpanFacts, ...]:
     "echo",
     [
         SEARCH,
-        SEARCH._replace(name="agent"),
-        SEARCH._replace(tool_calls=(ToolCall("other-id", "search", '{"q":1}'),)),
+        replace(SEARCH, name="agent"),
+        replace(SEARCH, tool_calls=(ToolCall("other-id", "search", '{"q":1}'),)),
     ],
 )
 def test_a_prompt_that_repeats_the_conversation_and_an_answer_is_stored_once(echo: Message) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from step_exporter.derive import ids
 from step_exporter.facts import Annotation, Deletion, Message, Role, SpanFacts, TokenUsage, ToolCall
@@ -47,7 +48,8 @@ def span(
 
 def opened(facts: SpanFacts, pick: Pick = lambda values: values[0]) -> SpanFacts:
     """What was known of a span when it began, or a little later."""
-    return facts._replace(
+    return replace(
+        facts,
         end_ns=None,
         ended=False,
         failed=False,
@@ -349,11 +351,11 @@ def agent_program(pick: Pick) -> list[Fact]:
         elif change == "open":
             spans[at] = opened(spans[at])
         elif change == "late":
-            spans[at] = spans[at]._replace(start_ns=(spans[at].start_ns or 0) + 50, end_ns=(spans[at].end_ns or 0) + 50)
+            spans[at] = replace(spans[at], start_ns=(spans[at].start_ns or 0) + 50, end_ns=(spans[at].end_ns or 0) + 50)
         elif change == "negative":
-            spans[at] = spans[at]._replace(end_ns=(spans[at].start_ns or 0) - 1)
+            spans[at] = replace(spans[at], end_ns=(spans[at].start_ns or 0) - 1)
         else:
-            spans[at] = spans[at]._replace(run_id="r1")
+            spans[at] = replace(spans[at], run_id="r1")
         if not spans:
             return list(loop.spans)
     return [*spans, *set_by_people(pick, [int(facts.span_id, 16) for facts in spans])]
@@ -402,7 +404,7 @@ def _told(fact: Fact) -> str:
     if not isinstance(fact, SpanFacts):
         return repr(fact)
     usual = span(1, fact.role, None, None)
-    said = {name: value for name, value in fact._asdict().items() if value != getattr(usual, name)}
+    said = {name: value for name, value in asdict(fact).items() if value != getattr(usual, name)}
     return ", ".join((fact.role.value, *(f"{name}={value!r}" for name, value in said.items())))
 
 

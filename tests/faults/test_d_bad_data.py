@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fault_apps import LLM, ended, rows
+from msgspec.structs import asdict, replace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
@@ -63,8 +64,8 @@ def test_d2_an_open_span_after_its_end_changes_nothing(db: Path, assert_invarian
     engine = create_sync_engine(db)
     ensure_schema(engine)
     done = RawSpan(T, S, None, "chat", start_ns=1, end_ns=9, attributes=LLM)
-    begun = done._replace(ended=False, end_ns=None, process_id="p")
-    older = done._replace(end_ns=5)
+    begun = replace(done, ended=False, end_ns=None, process_id="p")
+    older = replace(done, end_ns=5)
     for order in itertools.permutations([done, begun, older]):
         with engine.begin() as conn:
             for table in ("spans", "traces", "steps", "runs", "messages", "quarantine"):
@@ -279,8 +280,8 @@ def test_d22_all_that_the_sdk_says_of_a_span_comes_out_again(tmp_path: Path, db:
     assert isinstance(told, RawSpan)
     assert (told.dropped_attributes, told.dropped_events, told.dropped_links) == (10, 3, 2)
     # What that encoder leaves out: the trace flags, and the links' trace states.
-    links_told = tuple(link._replace(flags=link.flags | 3, trace_state=told.trace_state) for link in told.links)
-    told = told._replace(trace_flags=3, links=links_told)
+    links_told = tuple(replace(link, flags=link.flags | 3, trace_state=told.trace_state) for link in told.links)
+    told = replace(told, trace_flags=3, links=links_told)
     assert (told.trace_state, told.events[0].dropped_attributes) == ("vendor=a:1,other=x", 1)
     copy = tmp_path / "copy.db"
     with StepStore(db) as store:
@@ -291,7 +292,7 @@ def test_d22_all_that_the_sdk_says_of_a_span_comes_out_again(tmp_path: Path, db:
         with engine.connect() as conn:
             ((_, found),) = [(row, row.raw) for row in load_spans(conn, f"{0xABC:032x}")]
         engine.dispose()
-        assert found._asdict() == told._asdict()
+        assert asdict(found) == asdict(told)
     assert_invariants(db, exporter.stats(), spans=1)
     assert_invariants(copy)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from msgspec.structs import asdict
 from sqlalchemy import Connection, insert, text
 
 from step_exporter import conventions, models
@@ -69,11 +70,12 @@ def put_spans(conn: Connection, raws: Sequence[RawSpan]) -> None:
     for raw in raws:
         encoded = codec.encode(raw, sources)
         rows.append(encoded.row._asdict())
-        elements.update({(raw.trace_id, element.hash): element for element in encoded.elements})
+        found = [element for value in content.values_of(encoded.contents) for element in value.elements]
+        elements.update({(raw.trace_id, element.hash): element for element in found})
         resources.update({(raw.trace_id, source.hash): source.body for source in encoded.sources})
     for table, found in {
         "spans": rows,
-        "contents": [{"trace_id": trace, **element._asdict()} for (trace, _), element in elements.items()],
+        "contents": [{"trace_id": trace, **asdict(element)} for (trace, _), element in elements.items()],
         "resources": [{"trace_id": trace, "hash": hash_, "body": body} for (trace, hash_), body in resources.items()],
     }.items():
         if found:  # as text: the JSON columns would encode what is encoded already

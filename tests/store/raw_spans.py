@@ -7,8 +7,10 @@ import struct
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
-from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
+from step_exporter.conventions.content import Contents, values_of
+from step_exporter.facts import Content, Event, Link, RawSpan, Resource, Scope, Value
 from step_exporter.store import values
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -90,4 +92,11 @@ def same(value: Any) -> Any:
         return {key: same(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(same(item) for item in value)
+    if isinstance(value, Value):
+        return (type(value), same(astuple(value)))
     return (type(value), value)
+
+
+def elements(contents: Contents) -> list[Content]:
+    """All elements of a span's content values."""
+    return [element for value in values_of(contents) for element in value.elements]

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from msgspec.structs import asdict, replace
+
 from derive.traces import Fact, Pick
 from step_exporter.facts import Annotation, Deletion, Message, RawSpan, Resource, Role, Scope, SpanFacts
 from step_exporter.store.codec import Sources, encode, fact_hash
@@ -91,7 +93,7 @@ def _message(message: Message) -> dict[str, Any]:
 def raw_trace(facts: Iterable[Fact], trace_id: str) -> list[RawSpan]:
     """The spans among the facts, as a trace of their own."""
     spans = [fact for fact in facts if isinstance(fact, SpanFacts)]
-    return [as_raw(span)._replace(trace_id=trace_id) for span in spans]
+    return [replace(as_raw(span), trace_id=trace_id) for span in spans]
 
 
 class Said(NamedTuple):
@@ -106,15 +108,15 @@ def said_of(facts: Iterable[Fact], trace_id: str) -> list[Said]:
     """What people said among the facts, of a trace of its own."""
     found: list[Said] = []
     for fact in facts:
-        said = fact._replace(trace_id=trace_id)
+        said = replace(fact, trace_id=trace_id)
         if isinstance(said, Annotation):
             micros = said.set_at_ns or 0  # as the column keeps no nanoseconds
-            said = said._replace(set_at_ns=micros * 1000)
-            row = said._asdict()
+            said = replace(said, set_at_ns=micros * 1000)
+            row = asdict(said)
             del row["set_at_ns"]
             found.append(Said(said, "annotations", {**row, "set_at": datetime.fromtimestamp(micros / 1e6, UTC)}))
         elif isinstance(said, Deletion):
-            found.append(Said(said, "deletions", said._asdict()))
+            found.append(Said(said, "deletions", asdict(said)))
     return found
 
 
@@ -124,18 +126,18 @@ def versions(raw: RawSpan, pick: Pick) -> list[RawSpan]:
     change = pick((None, None, None, "open", "start", "end", "attributes", "parent", "resource", "many"))
     if change in ("open", "many"):
         attributes = {key: value for key, value in raw.attributes.items() if "response" not in key}
-        found.append(raw._replace(end_ns=None, ended=False, status_code="unset", attributes=attributes))
+        found.append(replace(raw, end_ns=None, ended=False, status_code="unset", attributes=attributes))
     if change == "start":
-        found.append(raw._replace(start_ns=(raw.start_ns or 0) + 1, ended=True))
+        found.append(replace(raw, start_ns=(raw.start_ns or 0) + 1, ended=True))
     if change in ("end", "many"):
-        found.append(raw._replace(end_ns=(raw.end_ns or 0) + pick((1, 3)), ended=True))
+        found.append(replace(raw, end_ns=(raw.end_ns or 0) + pick((1, 3)), ended=True))
     if change in ("attributes", "many"):
         said = pick(({"gen_ai.usage.input_tokens": 77}, {"step.tags": ("other",)}, {"gen_ai.operation.name": "chat"}))
-        found.append(raw._replace(attributes={**raw.attributes, **said}))
+        found.append(replace(raw, attributes={**raw.attributes, **said}))
     if change == "parent":
-        found.append(raw._replace(parent_span_id=pick((None, f"{1:016x}", f"{98:016x}"))))
+        found.append(replace(raw, parent_span_id=pick((None, f"{1:016x}", f"{98:016x}"))))
     if change == "resource":
-        found.append(raw._replace(resource=Resource({"service.name": "elsewhere"})))
+        found.append(replace(raw, resource=Resource({"service.name": "elsewhere"})))
     return found
 
 
@@ -150,7 +152,7 @@ def facts_that_hold(raws: Iterable[RawSpan]) -> dict[str, list[SpanFacts]]:
     for (trace_id, _), candidates in by_key.items():
         winner = candidates[min(candidates, key=lambda hash_: (*_rank(candidates[hash_]), hash_))]
         others = sum(raw.ended for raw in candidates.values()) - 1 if winner.ended else 0
-        ((prepared,), _) = prepare([winner._replace(collisions=others)], sources)
+        ((prepared,), _) = prepare([replace(winner, collisions=others)], sources)
         held[trace_id].append(prepared.facts)
     return held
 

@@ -11,7 +11,8 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_spans import SPAN, SPAN_OF, TRACE, anything, same, spans, texts
+from msgspec.structs import replace
+from raw_spans import SPAN, SPAN_OF, TRACE, anything, elements, same, spans, texts
 
 from step_exporter.facts import Event, RawSpan
 from step_exporter.store import values
@@ -24,7 +25,11 @@ pytestmark = pytest.mark.once
 
 def through_rows(encoded: Encoded) -> tuple[RawSpan, Any]:
     sources = {source.hash: decode_source(source.body) for source in encoded.sources}
-    return decode(encoded.row, sources, {element.hash: element for element in encoded.elements})
+    return decode(
+        encoded.row,
+        sources,
+        {element.hash: element for element in elements(encoded.contents)},
+    )
 
 
 def stored(raw: RawSpan) -> RawSpan:
@@ -49,7 +54,7 @@ def test_a_span_comes_back_as_it_went_in(raw: RawSpan) -> None:
 @given(spans())
 def test_every_column_is_text_that_both_engines_take(raw: RawSpan) -> None:
     encoded = encode(raw, Sources())
-    bodies = [element.body for element in encoded.elements] + [source.body for source in encoded.sources]
+    bodies = [element.body for element in elements(encoded.contents)] + [source.body for source in encoded.sources]
     for value in (*encoded.row, *bodies):
         if isinstance(value, str):
             value.encode("utf-8")
@@ -63,9 +68,9 @@ def test_every_column_is_text_that_both_engines_take(raw: RawSpan) -> None:
 @settings(max_examples=200, deadline=None)
 @given(spans(), st.integers(), st.floats() | st.integers() | st.none() | texts, anything)
 def test_making_a_span_safe_twice_is_making_it_safe_once(raw: RawSpan, start: int, end: Any, name: Any) -> None:
-    safe = made_safe(raw._replace(start_ns=start, end_ns=end, name=name, dropped_events=start))
+    safe = made_safe(replace(raw, start_ns=start, end_ns=end, name=name, dropped_events=start))
     assert same(made_safe(safe)) == same(safe)
-    assert is_safe(safe._replace(attributes={}, events=(), links=()))
+    assert is_safe(replace(safe, attributes={}, events=(), links=()))
     stored(safe)
 
 
@@ -108,7 +113,7 @@ class BrokenMapping(dict[str, int]):
     ],
 )
 def test_a_value_of_another_type_becomes_a_plain_one_once_and_is_flagged(value: object, expected: object) -> None:
-    back = stored(SPAN_OF._replace(attributes={"key": value, "other": "kept"}))
+    back = stored(replace(SPAN_OF, attributes={"key": value, "other": "kept"}))
     assert back.attributes == {"key": expected, "other": "kept"}
     assert back.flags == ("unsafe_value",)
 
@@ -117,7 +122,7 @@ def test_lists_and_texts_of_another_type_are_not_doubtful() -> None:
     class Text(str):
         __slots__ = ()
 
-    back = stored(SPAN_OF._replace(attributes={"list": [1, 2], "bytes": bytearray(b"x"), "text": Text("t")}))
+    back = stored(replace(SPAN_OF, attributes={"list": [1, 2], "bytes": bytearray(b"x"), "text": Text("t")}))
     assert back.attributes == {"list": (1, 2), "bytes": b"x", "text": "t"}
     assert back.flags == ()
 
@@ -125,11 +130,11 @@ def test_lists_and_texts_of_another_type_are_not_doubtful() -> None:
 def test_an_endless_value_ends() -> None:
     endless: list[Any] = []
     endless.append(endless)
-    assert stored(SPAN_OF._replace(attributes={"endless": endless})).flags == ("truncated",)
+    assert stored(replace(SPAN_OF, attributes={"endless": endless})).flags == ("truncated",)
 
 
 def test_a_text_over_a_mebibyte_is_cut_with_its_length_and_hash() -> None:
-    back = stored(SPAN_OF._replace(attributes={"long": "x" * 10_000_000, "short": "y" * 1_000_000}))
+    back = stored(replace(SPAN_OF, attributes={"long": "x" * 10_000_000, "short": "y" * 1_000_000}))
     assert back.attributes["long"].startswith("x" * 65_536 + " … [truncated: 10000000 characters, sha256 ")
     assert len(back.attributes["long"]) < 65_700
     assert len(back.attributes["short"]) == 1_000_000
@@ -138,7 +143,7 @@ def test_a_text_over_a_mebibyte_is_cut_with_its_length_and_hash() -> None:
 
 def test_of_a_long_conversation_only_the_long_message_is_cut() -> None:
     messages = [{"role": "user", "content": "x" * 3_000_000}, {"role": "assistant", "content": "short"}]
-    back = stored(SPAN_OF._replace(attributes={"gen_ai.input.messages": orjson.dumps(messages).decode()}))
+    back = stored(replace(SPAN_OF, attributes={"gen_ai.input.messages": orjson.dumps(messages).decode()}))
     first, second = orjson.loads(back.attributes["gen_ai.input.messages"])
     assert first["role"] == "user"
     assert "[truncated: 3000000 characters" in first["content"]
@@ -162,16 +167,17 @@ def test_of_a_long_conversation_only_the_long_message_is_cut() -> None:
     ],
 )
 def test_oversized_spans_are_stored_smaller_and_flagged(attributes: dict[str, Any]) -> None:
-    encoded = encode(SPAN_OF._replace(attributes=attributes), Sources())
+    encoded = encode(replace(SPAN_OF, attributes=attributes), Sources())
     assert "truncated" in encoded.raw.flags
     assert len(encoded.row.attributes) <= 4 << 20
-    assert all(len(element.body) <= 8 << 20 for element in encoded.elements)
+    assert all(len(element.body) <= 8 << 20 for element in elements(encoded.contents))
     stored(encoded.raw)
 
 
 def test_attributes_and_events_beyond_ten_thousand_are_counted() -> None:
     back = stored(
-        SPAN_OF._replace(
+        replace(
+            SPAN_OF,
             attributes={f"key{n}": n for n in range(100_000)},
             events=tuple(Event("e", n) for n in range(10_005)),
             dropped_attributes=7,
@@ -185,38 +191,38 @@ def test_attributes_and_events_beyond_ten_thousand_are_counted() -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 5), (1, 2**63), (2**64, None), (float("nan"), 5)])
 def test_a_time_that_no_column_holds_is_kept_as_text(start: Any, end: Any) -> None:
-    back = stored(SPAN_OF._replace(start_ns=start, end_ns=end))
+    back = stored(replace(SPAN_OF, start_ns=start, end_ns=end))
     assert back.flags == ("clock_skew",)
     assert set(back.attributes.values()) <= {str(start), str(end)}
     assert len(back.attributes) == 1
 
 
 def test_a_float_time_is_taken_and_an_end_before_the_start_is_flagged() -> None:
-    assert stored(SPAN_OF._replace(start_ns=1e9, end_ns=2e9)).start_ns == 1_000_000_000
-    back = stored(SPAN_OF._replace(start_ns=5, end_ns=4))
+    assert stored(replace(SPAN_OF, start_ns=1e9, end_ns=2e9)).start_ns == 1_000_000_000
+    back = stored(replace(SPAN_OF, start_ns=5, end_ns=4))
     assert (back.start_ns, back.end_ns, back.flags) == (5, 4, ("clock_skew",))
 
 
 def test_nanoseconds_are_exact() -> None:
-    assert stored(SPAN_OF._replace(start_ns=1_764_000_000_123_456_789, end_ns=2**63 - 1)).start_ns == (
+    assert stored(replace(SPAN_OF, start_ns=1_764_000_000_123_456_789, end_ns=2**63 - 1)).start_ns == (
         1_764_000_000_123_456_789
     )
 
 
 @pytest.mark.parametrize("trace_id", ["0" * 32, "xyz", "", "a" * 31, "a" * 31 + "\n", None, 5, "A" * 31 + "g"])
 def test_an_id_that_is_none_is_named(trace_id: Any) -> None:
-    assert "trace_id" in (bad_id(SPAN_OF._replace(trace_id=trace_id)) or "")
+    assert "trace_id" in (bad_id(replace(SPAN_OF, trace_id=trace_id)) or "")
     assert bad_id(SPAN_OF) is None
 
 
 def test_ids_in_upper_case_are_the_same_ids() -> None:
-    raw = with_lower_ids(SPAN_OF._replace(trace_id=TRACE.upper(), span_id=SPAN.upper()))
+    raw = with_lower_ids(replace(SPAN_OF, trace_id=TRACE.upper(), span_id=SPAN.upper()))
     assert (raw.trace_id, raw.span_id) == (TRACE, SPAN)
 
 
 @pytest.mark.parametrize(("parent", "flags"), [("0" * 16, ()), ("", ()), ("nope", ("unsafe_value",))])
 def test_a_parent_that_is_none_leaves_a_root(parent: str, flags: tuple[str, ...]) -> None:
-    back = stored(SPAN_OF._replace(parent_span_id=parent))
+    back = stored(replace(SPAN_OF, parent_span_id=parent))
     assert back.parent_span_id is None
     assert back.flags == flags
 
@@ -226,21 +232,21 @@ def test_a_prompt_that_repeats_the_conversation_stores_each_message_once() -> No
     bodies = dict[str, int]()
     for turn in range(20):
         conversation.append({"role": "user", "content": f"message {turn} " + "x" * 1000})
-        raw = SPAN_OF._replace(attributes={"gen_ai.input.messages": orjson.dumps(conversation).decode()})
+        raw = replace(SPAN_OF, attributes={"gen_ai.input.messages": orjson.dumps(conversation).decode()})
         encoded = encode(raw, Sources())
         assert len(encoded.row.attributes) < 200
-        bodies.update({element.hash: len(element.body) for element in encoded.elements})
+        bodies.update({element.hash: len(element.body) for element in elements(encoded.contents)})
     assert len(bodies) == 20
     assert sum(bodies.values()) < 22_000
 
 
 @pytest.mark.parametrize("value", [2**20_000, -(10**5000), 2**63, -(2**63) - 1], ids="abcd")
 def test_an_integer_of_any_size_comes_back(value: int) -> None:
-    assert stored(SPAN_OF._replace(attributes={"n": value})).attributes["n"] == value
+    assert stored(replace(SPAN_OF, attributes={"n": value})).attributes["n"] == value
 
 
 def test_an_element_that_is_gone_takes_its_value_with_it() -> None:
-    encoded = encode(SPAN_OF._replace(attributes={"input.value": "text", "a": 1}), Sources())
+    encoded = encode(replace(SPAN_OF, attributes={"input.value": "text", "a": 1}), Sources())
     back, contents = decode(encoded.row, {}, {})
     assert back.attributes == {"a": 1}
     assert contents.attributes == {}

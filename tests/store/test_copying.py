@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, event, make_url, text
 from test_ingest import TRACE, agent_run, rows, span
 
@@ -123,7 +124,7 @@ def test_every_text_and_number_arrives_as_it_does_on_sqlite(sqlite: Engine, post
 def test_what_is_no_span_arrives_in_the_quarantine_as_it_does_on_sqlite(sqlite: Engine, postgresql: Engine) -> None:
     errors = errors_of(postgresql)
     for engine in (sqlite, postgresql):
-        assert Writer(engine).write([raw._replace(trace_id="?") for raw in awkward()]).quarantined == len(TEXTS)
+        assert Writer(engine).write([replace(raw, trace_id="?") for raw in awkward()]).quarantined == len(TEXTS)
     columns = ("trace_id", "span_id", "reason", "detail", "body")
     assert rows(sqlite, "quarantine", *columns) == rows(postgresql, "quarantine", *columns)
     assert errors == []

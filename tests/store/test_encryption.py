@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -64,23 +65,26 @@ def opened(url: str, key: str = KEY) -> Iterator[Engine]:
 
 
 def raw(span_id: int = 1, prompt: str = SECRET, **fields: Any) -> RawSpan:
-    return RawSpan(
-        trace_id=f"{0xABC:032x}",
-        span_id=f"{span_id:016x}",
-        parent_span_id=None,
-        name="chat",
-        start_ns=1_000,
-        end_ns=2_000,
-        status_code="error",
-        status_message=f"no {SECRET}",
-        attributes={
-            "gen_ai.operation.name": "chat",
-            "gen_ai.request.model": "gpt-4o",
-            "gen_ai.input.messages": f'[{{"role":"user","parts":[{{"type":"text","content":"{prompt}"}}]}}]',
-            "my.note": SECRET,
-        },
-        events=(Event("exception", 1_500, {"exception.type": "Oops", "exception.message": SECRET}),),
-    )._replace(**fields)
+    return replace(
+        RawSpan(
+            trace_id=f"{0xABC:032x}",
+            span_id=f"{span_id:016x}",
+            parent_span_id=None,
+            name="chat",
+            start_ns=1_000,
+            end_ns=2_000,
+            status_code="error",
+            status_message=f"no {SECRET}",
+            attributes={
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": "gpt-4o",
+                "gen_ai.input.messages": f'[{{"role":"user","parts":[{{"type":"text","content":"{prompt}"}}]}}]',
+                "my.note": SECRET,
+            },
+            events=(Event("exception", 1_500, {"exception.type": "Oops", "exception.message": SECRET}),),
+        ),
+        **fields,
+    )
 
 
 def on_disk(url: str) -> bytes:
@@ -156,7 +160,7 @@ def test_what_cannot_be_stored_or_lost_a_collision_is_encrypted_too(engine: Engi
     lost, kept = raw(end_ns=3_000), raw(end_ns=4_000)
     writer = Writer(engine)
     writer.write([lost])
-    assert writer.write([kept, lost, lost._replace(trace_id="bad")]).collisions == 1
+    assert writer.write([kept, lost, replace(lost, trace_id="bad")]).collisions == 1
     assert writer.write([lost]).collisions == 1  # known, though its hash is encrypted
     with engine.connect() as conn:
         assert sorted(conn.scalars(select(TABLES["quarantine"].c.reason))) == ["id_collision", "invalid_id"]
@@ -389,7 +393,7 @@ def test_a_rotation_leaves_nothing_under_the_old_key(database_url: str) -> None:
     raws = sample(120)
     traces = len({raw.trace_id for raw in raws})
     with opened(database_url, OLD) as engine:
-        Writer(engine).write([*raws, raws[0]._replace(trace_id="bad"), raw(), raw(end_ns=9_000)])
+        Writer(engine).write([*raws, replace(raws[0], trace_id="bad"), raw(), raw(end_ns=9_000)])
         with engine.connect() as conn:
             ids = conn.scalars(select(TABLES["messages"].c.id)).all()
     with opened(database_url, f"{KEY},{OLD}") as both:
@@ -421,10 +425,10 @@ def test_a_database_that_was_written_without_a_key_can_be_encrypted(database_url
         raw(),
         raw(end_ns=9_000),
         raw(prompt=SECRET * 5_000, span_id=5),
-        raw()._replace(trace_id="bad"),
+        replace(raw(), trace_id="bad"),
     ]
     with opened(database_url, "") as plain:
-        Writer(plain).write([raw(prompt=SECRET * 5_000)._replace(trace_id=f"{7:032x}"), *raws])
+        Writer(plain).write([replace(raw(prompt=SECRET * 5_000), trace_id=f"{7:032x}"), *raws])
         with StepStore(database_url, encryption_key="") as store:
             store.delete(trace_id=f"{7:032x}")  # its pages are still there
         before = dump(plain, *DERIVED)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import update
 
 from step_exporter.facts import RawSpan
@@ -24,7 +25,7 @@ LLM = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.age
 
 def span(number: int, trace: int = 1, **fields: object) -> RawSpan:
     made = RawSpan(f"{trace:032x}", f"{number:016x}", None, "chat", start_ns=number, end_ns=number + 1, attributes=LLM)
-    return made._replace(**fields)
+    return replace(made, **fields)
 
 
 @pytest.fixture

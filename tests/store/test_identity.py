@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from raw_spans import same, spans
 from sqlalchemy import Engine
 
@@ -77,7 +78,7 @@ numbers = count(1)
 @given(drawn=st.lists(spans(), min_size=1, max_size=5))
 def test_any_span_comes_back_as_it_went_in(engine: Engine, drawn: list[RawSpan]) -> None:
     trace_id = f"{next(numbers):032x}"
-    raws = [raw._replace(trace_id=trace_id, span_id=f"{number:016x}") for number, raw in enumerate(drawn, 1)]
+    raws = [replace(raw, trace_id=trace_id, span_id=f"{number:016x}") for number, raw in enumerate(drawn, 1)]
     result = Writer(engine).write(raws)
     assert (result.new, result.quarantined) == (len(raws), 0)
     found = stored(engine, trace_id)

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, select, text
 
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
@@ -250,17 +251,17 @@ def test_one_span_id_in_two_traces_is_two_spans(engine: Engine) -> None:
 
 def test_an_end_replaces_the_open_span_whatever_comes_first(engine: Engine) -> None:
     ended = span(1, attributes={"gen_ai.operation.name": "invoke_agent"})
-    begun = ended._replace(end_ns=None, ended=False)
+    begun = replace(ended, end_ns=None, ended=False)
     for trace, order in ((TRACE, [begun, ended]), (OTHER, [ended, begun])):
         for raw in order:
-            Writer(engine).write([raw._replace(trace_id=trace)])
+            Writer(engine).write([replace(raw, trace_id=trace)])
     assert rows(engine, "spans", "state", "collisions") == [("ended", 0), ("ended", 0)]
     assert rows(engine, "quarantine") == []
 
 
 def test_a_pending_span_and_its_end_in_one_batch_are_one(engine: Engine) -> None:
     ended = span(1, attributes={"gen_ai.operation.name": "invoke_agent"})
-    Writer(engine).write([ended._replace(end_ns=None, ended=False), ended])
+    Writer(engine).write([replace(ended, end_ns=None, ended=False), ended])
     assert rows(engine, "spans", "state", "collisions") == [("ended", 0)]
     assert rows(engine, "steps", "status") == [("success",)]
 
@@ -277,11 +278,11 @@ def test_of_different_spans_with_one_id_the_facts_decide_not_the_order(sqlite: E
         trace = f"{number + 1:032x}"
         writer = Writer(sqlite)
         for raw in order:
-            writer.write([raw._replace(trace_id=trace)])
-        result = writer.write([raw._replace(trace_id=trace) for raw in order])
+            writer.write([replace(raw, trace_id=trace)])
+        result = writer.write([replace(raw, trace_id=trace) for raw in order])
         assert result.new == 0
         raw = stored(sqlite, trace)[f"{1:016x}"]
-        outcomes.add(repr(raw._replace(trace_id="")))
+        outcomes.add(repr(replace(raw, trace_id="")))
         assert raw.collisions == 2
     assert len(outcomes) <= 2  # the smaller hash wins, and it covers the trace id
     assert all("end_ns=1764000000132456789" in outcome for outcome in outcomes)
@@ -294,7 +295,7 @@ def test_a_collision_is_counted_kept_and_flagged_on_the_step(engine: Engine) -> 
     spans = agent_run(turns=1)
     writer = Writer(engine)
     writer.write(spans)
-    result = writer.write([spans[0]._replace(end_ns=spans[0].end_ns + 1)])  # type: ignore[operator]
+    result = writer.write([replace(spans[0], end_ns=spans[0].end_ns + 1)])  # type: ignore[operator]
     assert (result.collisions, result.committed) == (1, 1)
     ((flags,),) = rows(engine, "steps", "flags")
     assert "id_collision" in flags
@@ -306,24 +307,25 @@ def test_a_collision_is_counted_kept_and_flagged_on_the_step(engine: Engine) -> 
 # --- bad spans among good ones
 
 BAD: dict[str, Callable[[RawSpan], RawSpan]] = {
-    "NUL": lambda raw: raw._replace(name="a\0b", attributes={"k\0": "v\0"}, status_message="\0"),
-    "lone surrogate": lambda raw: raw._replace(name="\ud800", attributes={"gen_ai.request.model": "\udfff"}),
-    "surrogate in JSON": lambda raw: raw._replace(
+    "NUL": lambda raw: replace(raw, name="a\0b", attributes={"k\0": "v\0"}, status_message="\0"),
+    "lone surrogate": lambda raw: replace(raw, name="\ud800", attributes={"gen_ai.request.model": "\udfff"}),
+    "surrogate in JSON": lambda raw: replace(
+        raw,
         attributes={
             "gen_ai.operation.name": "chat",
             "gen_ai.output.messages": '[{"role":"assistant","parts":[{"type":"text","content":"\\ud800 \\u0000"}]}]',
-        }
+        },
     ),
-    "NaN": lambda raw: raw._replace(
-        attributes={"n": float("nan"), "i": float("-inf"), "gen_ai.usage.input_tokens": 1e999}
+    "NaN": lambda raw: replace(
+        raw, attributes={"n": float("nan"), "i": float("-inf"), "gen_ai.usage.input_tokens": 1e999}
     ),
-    "int": lambda raw: raw._replace(attributes={"n": 2**63, "m": -(10**400), "gen_ai.usage.input_tokens": 2**63}),
-    "bytes": lambda raw: raw._replace(attributes={"n": b"\xff\0"}),
-    "nested": lambda raw: raw._replace(attributes={"n": {"a": {"b": [1, {"c": object()}]}}}),
-    "10 MB": lambda raw: raw._replace(attributes={"n": "x" * 10_000_000}),
-    "100,000 attributes": lambda raw: raw._replace(attributes={f"key{n}": n for n in range(100_000)}),
-    "times": lambda raw: raw._replace(start_ns=2**63, end_ns=-1),
-    "types": lambda raw: raw._replace(name=None, kind="?", trace_state=7, dropped_events=-1),  # type: ignore[arg-type]
+    "int": lambda raw: replace(raw, attributes={"n": 2**63, "m": -(10**400), "gen_ai.usage.input_tokens": 2**63}),
+    "bytes": lambda raw: replace(raw, attributes={"n": b"\xff\0"}),
+    "nested": lambda raw: replace(raw, attributes={"n": {"a": {"b": [1, {"c": object()}]}}}),
+    "10 MB": lambda raw: replace(raw, attributes={"n": "x" * 10_000_000}),
+    "100,000 attributes": lambda raw: replace(raw, attributes={f"key{n}": n for n in range(100_000)}),
+    "times": lambda raw: replace(raw, start_ns=2**63, end_ns=-1),
+    "types": lambda raw: replace(raw, name=None, kind="?", trace_state=7, dropped_events=-1),  # type: ignore[arg-type]
 }
 
 
@@ -347,14 +349,14 @@ def test_a_bad_span_costs_its_511_neighbours_nothing(engine: Engine, kind: str) 
 
 @pytest.mark.parametrize("trace_id", ["0" * 32, "short", "\0" * 32, "\ud800" * 32, None])
 def test_a_span_without_a_valid_id_goes_to_quarantine(engine: Engine, trace_id: Any) -> None:
-    result = Writer(engine).write([span(1), span(2)._replace(trace_id=trace_id), span(3)])
+    result = Writer(engine).write([span(1), replace(span(2), trace_id=trace_id), span(3)])
     assert (result.new, result.quarantined, result.committed) == (2, 1, 3)
     assert rows(engine, "quarantine", "reason") == [("invalid_id",)]
 
 
 def test_ids_in_upper_case_are_the_same_span(engine: Engine) -> None:
     raw = span(0xABC, 0xDEF)
-    upper = raw._replace(trace_id=raw.trace_id.upper(), span_id=raw.span_id.upper(), parent_span_id=f"{0xDEF:016X}")
+    upper = replace(raw, trace_id=raw.trace_id.upper(), span_id=raw.span_id.upper(), parent_span_id=f"{0xDEF:016X}")
     assert Writer(engine).write([raw, upper]).duplicates == 1
 
 
@@ -428,7 +430,7 @@ def test_a_trace_that_was_deleted_and_made_again_is_not_mixed_up_with_what_is_re
 def test_what_a_writer_remembers_is_bounded(sqlite: Engine) -> None:
     writer = Writer(sqlite, max_known_spans=20)
     for number in range(1, 30):
-        writer.write([raw._replace(trace_id=f"{number:032x}") for raw in agent_run()])
+        writer.write([replace(raw, trace_id=f"{number:032x}") for raw in agent_run()])
     assert len(writer._known) <= 2
     assert list(verify(sqlite)) == []
 

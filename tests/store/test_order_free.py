@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from raw_traces import Said, facts_that_hold, raw_trace, said_of, versions
 from sqlalchemy import Engine, insert
 
@@ -179,7 +180,7 @@ def test_many_agent_programs_become_the_same_rows_in_every_way(engine: Engine) -
 def test_all_orders_of_four_spans_and_their_openings_become_the_same_rows(sqlite: Engine) -> None:
     rng = random.Random(3)
     spans = next(raws for raws in (recording.raws() for recording in all_recordings()) if len(raws) == 4)
-    opening = spans[-1]._replace(end_ns=None, ended=False, attributes={})
+    opening = replace(spans[-1], end_ns=None, ended=False, attributes={})
     expected = arrive(sqlite, at_once(spans))
     orders = list(permutations([*spans, opening]))
     for order in orders:
@@ -200,7 +201,7 @@ def test_recordings_become_the_same_rows_in_every_way(engine: Engine) -> None:
     assert_derived(engine, raws)
     rng = random.Random(1)
     assert arrive(engine, shuffled(rng, raws + rng.sample(raws, len(raws) // 4), (1, 5, 50, 500))) == expected
-    openings = [raw._replace(end_ns=None, ended=False, attributes={}) for raw in rng.sample(raws, len(raws) // 4)]
+    openings = [replace(raw, end_ns=None, ended=False, attributes={}) for raw in rng.sample(raws, len(raws) // 4)]
     assert arrive(engine, shuffled(rng, raws + openings, (20, 100))) == expected
     assert list(verify(engine)) == []
 

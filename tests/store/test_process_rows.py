@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from step_exporter.facts import RawSpan
@@ -33,7 +34,7 @@ def status(engine: Engine) -> object:
 
 def begin(engine: Engine) -> str:
     process = register(engine)
-    Writer(engine).write([DONE._replace(ended=False, end_ns=None, process_id=process)])
+    Writer(engine).write([replace(DONE, ended=False, end_ns=None, process_id=process)])
     return process
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from viewer_server import Server
 from viewer_spans import agent_run, document, span
 
@@ -153,7 +154,7 @@ def test_a_run_in_flight_grows_and_ends_on_the_open_page(page: Any, server: Serv
     page.wait_for_function("took => document.querySelector('.row .dur').innerText !== took", arg=took)
     writer.write([_raw(2, 1, "execute_tool late", now, now + 10**9)])
     page.wait_for_selector("text=execute_tool late")
-    writer.write([root._replace(end_ns=now + 2 * 10**9, ended=True)])
+    writer.write([replace(root, end_ns=now + 2 * 10**9, ended=True)])
     page.wait_for_selector(IN_FLIGHT, state="detached")
     engine.dispose()
 

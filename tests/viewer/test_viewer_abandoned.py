@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 
+from msgspec.structs import replace
 from viewer_server import KEY, Server
 
 from step_exporter.facts import RawSpan
@@ -18,7 +19,7 @@ def leave_open(server: Server) -> None:
     """A span of a process whose pid is another one's now."""
     engine = create_sync_engine(server.url)
     span = RawSpan("a" * 32, "b" * 16, None, "chat", start_ns=1_000, end_ns=None, ended=False, attributes=LLM)
-    Writer(engine).write([span._replace(process_id=register(engine))])
+    Writer(engine).write([replace(span, process_id=register(engine))])
     with engine.begin() as conn:
         conn.exec_driver_sql("UPDATE processes SET pid_start = 1")
     engine.dispose()

@@ -125,16 +125,16 @@ class Draft:
 
 _FROM_SPAN = 13
 """The first fields of SpanFacts: what every span has, whoever emitted it."""
-_UNKNOWN_AT = {name: place for place, name in enumerate(SpanFacts._fields[_FROM_SPAN:])}
+_UNKNOWN_AT = {name: place for place, name in enumerate(SpanFacts.__struct_fields__[_FROM_SPAN:])}
 """Where each of the others stands among them; ``flags`` last."""
-UNKNOWN: list[Any] = [SpanFacts._field_defaults[name] for name in _UNKNOWN_AT]
+UNKNOWN: list[Any] = list(SpanFacts.__struct_defaults__[-len(_UNKNOWN_AT) :])
 _NOTHING: tuple[Any, ...] = tuple(UNKNOWN[:-1])
 _USAGE = _UNKNOWN_AT["usage"]
 
 
 def plain(raw: RawSpan) -> SpanFacts:
     """The facts of a span that speaks none of the vocabularies."""
-    return SpanFacts._make(_head(raw, Role.OTHER, None) + _NOTHING + (_with_clock(raw, raw.flags),))
+    return SpanFacts(*_head(raw, Role.OTHER, None), *_NOTHING, flags=_with_clock(raw, raw.flags))
 
 
 def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
@@ -155,13 +155,26 @@ def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
     if tokens.bad:
         flags += ("bad_number",)
     values[-1] = _with_clock(raw, flags)
-    return SpanFacts._make([*head, *values])
+    return SpanFacts(*head, *values)
 
 
 def _head(raw: RawSpan, role: Role, convention: str | None) -> tuple[Any, ...]:
     service = text(raw.resource.attributes.get("service.name"))
-    # RawSpan and SpanFacts begin with the same eight fields, from trace_id to ended
-    return (*raw[:8], role, convention, raw.scope.name, service, raw.abandoned_ns)
+    return (
+        raw.trace_id,
+        raw.span_id,
+        raw.parent_span_id,
+        raw.name,
+        raw.kind,
+        raw.start_ns,
+        raw.end_ns,
+        raw.ended,
+        role,
+        convention,
+        raw.scope.name,
+        service,
+        raw.abandoned_ns,
+    )
 
 
 _LLM, _AGENT, _STEP = Role.LLM, Role.AGENT, Role.STEP

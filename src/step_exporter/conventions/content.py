@@ -28,12 +28,15 @@ import json
 import math
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from step_exporter.facts import AttributeValue, Content, ContentValue, Event, RawSpan
+from msgspec.structs import replace
+
+from step_exporter.conventions import genai_message
+from step_exporter.facts import AttributeValue, Content, ContentValue, Event, RawSpan, Value
 
 MESSAGE_KEYS = frozenset(
     {
@@ -254,6 +257,8 @@ _MESSAGE_ARRAY = re.compile(r'"(?:messages|input|inputs|contents|history)"\s*:\s
 _ARRAY = re.compile(r"\s*\[\s*\[?\s*")
 _SEPARATOR = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _CLOSED = re.compile(r"[ \t\r\n]*\]")
+_NEXT_ITEM = (',{"role"', ', {"role"')
+_MAX_BRACES = 32
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -273,8 +278,8 @@ _UNSAFE = re.compile("[\\\\\0\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\([0-9a-f]{4})")
 
 
-class Contents(NamedTuple):
-    """The content values of one span."""
+class Contents(Value, frozen=True, eq=False):
+    """The content values of one span; equal where these are."""
 
     attributes: Mapping[str, ContentValue] = {}
     """By attribute key, or by the prefix of a family of flattened ones (with its dot)."""
@@ -282,16 +287,23 @@ class Contents(NamedTuple):
     """The attributes that ``attributes`` stands for."""
     events: tuple[Mapping[str, ContentValue], ...] = ()
     """For each event its content values by attribute key; empty if no event has any."""
+    parsed: dict[str, Any] = {}  # noqa: RUF012  msgspec makes a new one each time
+    """What elements say, by their hash, where they were parsed to be taken apart: whoever reads one takes it away."""
+    longest: int = 0
+    """Characters of the longest element, if ``take_apart`` made this."""
+    has_escapes: bool = False
+    """Whether any element has a backslash: JSON's escape, or Python's, as some attributes hold a repr."""
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Contents)
+            and self.attributes == other.attributes
+            and self.consumed == other.consumed
+            and self.events == other.events
+        )
 
 
 _NONE = Contents()
-
-
-class ParsedContent(Content):
-    """An element whose end was found by parsing it, which takes 2 to 6 µs a KiB. It equals one without its value."""
-
-    value: Any
-    """What it says as JSON; whoever reads it takes it away, so that it is not kept as long as the element."""
 
 
 class ContentMemo:
@@ -324,7 +336,7 @@ class ContentMemo:
             self._chars -= len(heads.pop(0).text)
 
 
-class _Head(NamedTuple):
+class _Head(Value, frozen=True):
     """A JSON array of messages up to its last item."""
 
     text: str
@@ -332,6 +344,39 @@ class _Head(NamedTuple):
     """Where the first item begins."""
     separator: str | None
     elements: tuple[Content, ...]
+    longest: int
+    """Characters of the longest element in it or before it in its span, which can only be too many."""
+    has_escapes: bool
+
+
+class _Taking:
+    """What is found while the values of a span are taken apart."""
+
+    __slots__ = ("has_escapes", "longest", "memo", "parsed")
+
+    def __init__(self, memo: ContentMemo | None) -> None:
+        self.memo = memo
+        self.parsed: dict[str, Any] = {}
+        self.longest = 0
+        self.has_escapes = False
+
+    def chained(self, texts: Iterable[str], parent: str | None = None) -> tuple[Content, ...]:
+        """The elements of a value, each the parent of the next."""
+        elements: list[Content] = []
+        for text in texts:
+            element = self.element(text, parent)
+            elements.append(element)
+            parent = element.hash
+        return tuple(elements)
+
+    def element(self, text: str, parent: str | None) -> Content:
+        """One element, noted."""
+        digest, body = _hashed(text, parent)
+        if len(body) > self.longest:
+            self.longest = len(body)
+        if not self.has_escapes:
+            self.has_escapes = "\\" in body
+        return Content(digest, parent, body)
 
 
 def is_content(key: str) -> bool:
@@ -342,12 +387,13 @@ def is_content(key: str) -> bool:
 def strip(raw: RawSpan) -> RawSpan:
     """The span without any content: names, ids, counts and error types stay, prompts, replies, tool arguments,
     results, error messages and tracebacks go."""
-    return raw._replace(
+    return replace(
+        raw,
         attributes=_stripped(raw.attributes),
         events=tuple(
-            event._replace(attributes=_stripped(event.attributes, _event_keys(event))) for event in raw.events
+            replace(event, attributes=_stripped(event.attributes, _event_keys(event))) for event in raw.events
         ),
-        links=tuple(link._replace(attributes=_stripped(link.attributes)) for link in raw.links),
+        links=tuple(replace(link, attributes=_stripped(link.attributes)) for link in raw.links),
         status_message=None,
     )
 
@@ -357,27 +403,28 @@ def take_apart(raw: RawSpan, memo: ContentMemo | None = None) -> Contents:
     attribute has, nesting beyond 100 levels) is left where it is."""
     attributes = raw.attributes
     values: dict[str, ContentValue] = {}
+    taking = _Taking(memo)
     whole, flattened = _content_keys(tuple(attributes))
     for key in whole:
         value = attributes[key]
         if key in _INLINE_KEYS and isinstance(value, str) and len(value) <= _INLINE:
             continue
-        _take(values, key, value, memo)
+        _take(values, key, value, taking)
     consumed = values.keys()
     if flattened:
         for key in flattened:
             if key.endswith(_RAW_ENDS) and _RAW_REQUEST.fullmatch(key):
-                _take(values, key, attributes[key], memo)
+                _take(values, key, attributes[key], taking)
         consumed = set(values)
-        _take_families(attributes, flattened, values, consumed)
+        _take_families(attributes, flattened, values, consumed, taking)
     events: tuple[Mapping[str, ContentValue], ...] = ()
     if raw.events:
-        events = tuple(_take_event(event, memo) for event in raw.events)
+        events = tuple(_take_event(event, taking) for event in raw.events)
         if not any(events):
             events = ()
     if not values and not events:
         return _NONE
-    return Contents(values, frozenset(consumed), events)
+    return Contents(values, frozenset(consumed), events, taking.parsed, taking.longest, taking.has_escapes)
 
 
 @lru_cache(maxsize=1024)  # the spans of an app have few sets of names
@@ -387,9 +434,16 @@ def _content_keys(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, .
     return tuple(sorted(CONTENT_KEYS.intersection(names))), tuple(key for key in names if key.startswith(_FLATTENED))
 
 
+def values_of(contents: Contents) -> Iterator[ContentValue]:
+    """All values, of the span and of its events."""
+    yield from contents.attributes.values()
+    for event in contents.events:
+        yield from event.values()
+
+
 def put_together(key: str, value: ContentValue) -> dict[str, AttributeValue]:
     """The attributes that a content value was taken from; more than one for a family of flattened ones."""
-    form, elements = value
+    form, elements = value.form, value.elements
     kind = form[0]
     if kind == "text":
         return {key: element_text(elements[0])}
@@ -457,25 +511,31 @@ def _event_keys(event: Event) -> frozenset[str]:
     return EVENT_KEYS if event.name.startswith("gen_ai.") else frozenset()
 
 
-def _take_event(event: Event, memo: ContentMemo | None) -> dict[str, ContentValue]:
+def _take_event(event: Event, taking: _Taking) -> dict[str, ContentValue]:
     values: dict[str, ContentValue] = {}
     attributes = event.attributes
     keys = CONTENT_KEYS.intersection(attributes) | _event_keys(event).intersection(attributes)
     for key in sorted(keys):
-        _take(values, key, attributes[key], memo)
+        _take(values, key, attributes[key], taking)
     return values
 
 
-def _take(values: dict[str, ContentValue], key: str, value: AttributeValue, memo: ContentMemo | None) -> None:
+def _take(
+    values: dict[str, ContentValue],
+    key: str,
+    value: AttributeValue,
+    taking: _Taking,
+) -> None:
     split = key in MESSAGE_KEYS or key in EVENT_KEYS
     if isinstance(value, str):
-        values[key] = (_split_text(value, memo) if split else None) or ContentValue(("text",), _chained([value]))
+        found = _split_text(value, taking) if split else None
+        values[key] = found or ContentValue(("text",), (taking.element(value, None),))
         return
     try:
         if split and value and _is_sequence(value) and all(isinstance(item, (str, Mapping)) for item in value):
-            values[key] = ContentValue(("list",), _chained(_json(item) for item in value))
+            values[key] = ContentValue(("list",), taking.chained(_json(item) for item in value))
         else:
-            values[key] = ContentValue(("value",), _chained([_json(value)]))
+            values[key] = ContentValue(("value",), (taking.element(_json(value), None),))
     except (TypeError, ValueError):
         return
 
@@ -485,6 +545,7 @@ def _take_families(
     candidates: Iterable[str],
     values: dict[str, ContentValue],
     consumed: set[str],
+    taking: _Taking,
 ) -> None:
     families: dict[str, dict[int, dict[str, AttributeValue]]] = {}
     keys: dict[str, list[str]] = {}
@@ -500,26 +561,29 @@ def _take_families(
     for prefix, items in families.items():
         indices = sorted(items)
         try:
-            elements = _chained(_json(items[index]) for index in indices)
+            elements = taking.chained(_json(items[index]) for index in indices)
         except (TypeError, ValueError):
             continue
         values[prefix] = ContentValue(("indexed", _ranges(indices)), elements)
         consumed.update(keys[prefix])
 
 
-def _split_text(text: str, memo: ContentMemo | None) -> ContentValue | None:
+def _split_text(text: str, taking: _Taking) -> ContentValue | None:
     """JSON text with an array of messages in it; None if there is none."""
-    memo = memo if len(text) >= _MEMO_MIN else None
+    memo = taking.memo if len(text) >= _MEMO_MIN else None
     known = memo.find(text) if memo is not None else None
     if known is not None:
         start, separator, elements, end = known.start, known.separator, list(known.elements), len(known.text)
         parent = elements[-1].hash
+        taking.longest = max(taking.longest, known.longest)
+        taking.has_escapes = taking.has_escapes or known.has_escapes
     else:
         start = end = 1 if text.startswith("[{") else _array_start(text)
         separator, elements, parent = None, list[Content](), None
         if not start:
             return None
     cut = False
+    is_array = text.endswith("}]")
     while len(elements) <= _MAX_ITEMS:
         begin = end
         if elements:
@@ -531,29 +595,50 @@ def _split_text(text: str, memo: ContentMemo | None) -> ContentValue | None:
             begin += len(separator)
         if not text.startswith(("{", '"'), begin):
             break
-        try:
-            value, end = decoder.raw_decode(text, begin)
-        except (ValueError, RecursionError):
-            cut = True  # cut off by a length limit, or no JSON: what was read stands, the rest closes
-            break
-        digest, body = _hashed(text[begin:end], parent)
-        element = ParsedContent(digest, parent, body)
-        element.value = value
+        value = item = None
+        if is_array:
+            guess = _item_end(text, begin)
+            item = text[begin:guess]
+            value = genai_message.parse(item)
+            is_array = value is not None  # items are mostly of one kind
+        if value is not None and item is not None:
+            end = begin + len(item)
+        else:
+            try:
+                value, end = decoder.raw_decode(text, begin)
+            except (ValueError, RecursionError):
+                cut = True  # cut off by a length limit, or no JSON: what was read stands, the rest closes
+                break
+            item = text[begin:end]
+        element = taking.element(item, parent)
         elements.append(element)
-        parent = digest
+        parent = element.hash
+        taking.parsed[parent] = value
     if not elements or not (cut or text.startswith("]", end) or _CLOSED.match(text, end)):
         return None
     if len(elements) == 1:
         separator = None  # what follows the one item may be cut off, and is no part of the head
     elif memo is not None:  # one item is parsed again as soon as it is looked up
-        memo.add(_Head(text[:end], start, separator, tuple(elements)), known)
+        memo.add(_Head(text[:end], start, separator, tuple(elements), taking.longest, taking.has_escapes), known)
     before, after = text[:start], text[end:]
     if before == "[" and after == "]":
         return ContentValue(("json", "=[", separator or "", "=]"), tuple(elements))
-    opening, closing = _edge(before), _edge(after)
+    opening, closing = _edge(before, taking), _edge(after, taking)
     sides = {edge.hash: edge for edge in (opening, closing) if isinstance(edge, Content)}
     form = ("json", _edge_name(opening), separator or "", _edge_name(closing))
     return ContentValue(form, (*elements, *sides.values()))
+
+
+def _item_end(text: str, begin: int) -> int:
+    """Where an item of an array of messages probably ends: before the next one, or the array's end. An object that
+    parses from its begin to there whole ends there indeed."""
+    last = len(text) - 2
+    at = text.find("}", begin)
+    for _ in range(_MAX_BRACES):  # a single character is looked for 30 times as fast as three
+        if at == last or text.startswith(_NEXT_ITEM, at + 1):
+            return at + 1
+        at = text.find("}", at + 1)
+    return last + 1
 
 
 def _array_start(text: str) -> int:
@@ -575,23 +660,13 @@ def _array_start(text: str) -> int:
     return 0
 
 
-def _edge(text: str) -> str | Content:
-    element = _chained([text])[0]
+def _edge(text: str, taking: _Taking) -> str | Content:
+    element = taking.element(text, None)
     return text if len(text) <= _EDGE and element.body == text else element
 
 
 def _edge_name(edge: str | Content) -> str:
     return "#" + edge.hash if isinstance(edge, Content) else "=" + edge
-
-
-def _chained(bodies: Iterable[str]) -> tuple[Content, ...]:
-    elements: list[Content] = []
-    parent = None
-    for text in bodies:
-        digest, body = _hashed(text, parent)
-        elements.append(Content(digest, parent, body))
-        parent = digest
-    return tuple(elements)
 
 
 def _hashed(text: str, parent: str | None) -> tuple[str, str]:

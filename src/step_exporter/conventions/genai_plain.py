@@ -6,7 +6,7 @@ looked at here, which is then theirs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from step_exporter.conventions import content, genai, messages, native
 from step_exporter.conventions._draft import UNKNOWN
@@ -35,7 +35,7 @@ _COUNTS = frozenset({int, type(None)})
 
 
 def _at(name: str) -> int:
-    return SpanFacts._fields.index(name)
+    return SpanFacts.__struct_fields__.index(name)
 
 
 _SERVICE, _AGENT_ID, _AGENT_NAME, _CONVERSATION = map(
@@ -61,7 +61,22 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
         return None
     get = attributes.get
     role = genai.OPERATIONS.get(operation) if type(operation := get("gen_ai.operation.name")) is str else None
-    values: list[Any] = [*raw[:8], role, "genai", raw.scope.name, None, raw.abandoned_ns, *UNKNOWN]
+    values: list[Any] = [
+        raw.trace_id,
+        raw.span_id,
+        raw.parent_span_id,
+        raw.name,
+        raw.kind,
+        start,
+        end,
+        raw.ended,
+        role,
+        "genai",
+        raw.scope.name,
+        None,
+        raw.abandoned_ns,
+        *UNKNOWN,
+    ]
     if role is _TOOL:
         if raw.name == "execute_tool (merged)":
             return None  # Google ADK's
@@ -83,7 +98,7 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
                 or not (prompt or completion)
             ):
                 return None  # doubtful
-            values[_USAGE] = TokenUsage._make((*usage, (), ()))
+            values[_USAGE] = TokenUsage(*cast(list[Any], usage))
         asked, served = text(get("gen_ai.request.model")), text(get("gen_ai.response.model"))
         values[_MODEL] = served or asked
         if served != asked:
@@ -114,4 +129,4 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
     values[_AGENT_ID] = text(get("gen_ai.agent.id"))
     values[_CONVERSATION] = text(get("gen_ai.conversation.id"))
     values[_SERVICE] = text(raw.resource.attributes.get("service.name"))
-    return SpanFacts._make(values)
+    return SpanFacts(*values)

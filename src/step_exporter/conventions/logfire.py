@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions._values import mapping, text, texts
@@ -84,7 +86,8 @@ def pending(raw: RawSpan) -> RawSpan | None:
         return None
     parent = text(attributes.get("logfire.pending_parent_id")) or _NO_SPAN
     known = parent != _NO_SPAN and _SPAN_ID.fullmatch(parent) is not None
-    return raw._replace(
+    return replace(
+        raw,
         span_id=raw.parent_span_id,
         parent_span_id=parent if known else None,
         name=raw.name.removesuffix(" (pending)"),

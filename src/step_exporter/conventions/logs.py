@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable
 from hashlib import sha256
 
+from msgspec.structs import astuple, replace
+
 from step_exporter.conventions import messages
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions.content import Contents, take_apart
@@ -48,9 +50,9 @@ def as_span(record: RawSpan) -> RawSpan | None:
     if not take_apart(record).events:
         return None
     (event,) = record.events
-    said = [record.trace_id, record.span_id, *event]
+    said = [record.trace_id, record.span_id, *astuple(event)]
     digest = sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()
-    return record._replace(span_id=digest[:16], parent_span_id=record.span_id, attributes={MARKER: True})
+    return replace(record, span_id=digest[:16], parent_span_id=record.span_id, attributes={MARKER: True})
 
 
 def role(raw: RawSpan) -> Role | None:
@@ -80,7 +82,8 @@ def with_logs(span: SpanFacts, logs: Iterable[SpanFacts]) -> SpanFacts:
     asked = span.asked_call_ids
     if span.role is Role.LLM and not asked:
         asked = messages.asked_call_ids(answer)
-    return span._replace(
+    return replace(
+        span,
         input_messages=messages.with_tool_names(prompt, ()),
         output_messages=messages.with_tool_names(answer, prompt),
         asked_call_ids=asked,

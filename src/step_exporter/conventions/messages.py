@@ -15,11 +15,18 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 from typing import Any, cast
 
+import orjson
+from msgspec import Raw
+from msgspec.structs import replace
+
+from step_exporter.conventions import genai_message
 from step_exporter.conventions.clean import is_clean, visible
-from step_exporter.conventions.content import Contents, ParsedContent, chain, decoder, edges, element_text
-from step_exporter.facts import Content, ContentValue, Message, RawSpan, ToolCall
+from step_exporter.conventions.content import Contents, chain, decoder, edges, element_text
+from step_exporter.conventions.genai_message import NOTHING, Call, GenAIMessage, Text
+from step_exporter.facts import Content, ContentValue, Message, RawSpan, ToolCall, Value
 
 _ROLES = {
     "system": "system",
@@ -105,9 +112,6 @@ _CALL_WRAPPERS = ("tool_call", "toolUse", "functionCall", "function_call")
 _RESULT_WRAPPERS = ("toolResult", "functionResponse", "function_response")
 _WRAPPERS = frozenset({*_CALL_WRAPPERS, *_RESULT_WRAPPERS})
 _CALL_LISTS = frozenset({"tool_calls", "toolCalls", "additional_kwargs", "function_call", "function_call_name"})
-_GENAI_FIELDS = frozenset({"role", "parts", "finish_reason", "name"})
-_GENAI_CALL = frozenset({"type", "id", "name", "arguments"})
-_GENAI_RESULT = frozenset({"type", "id", "response"})
 _ID_FIELDS = frozenset({"id", "call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId"})
 _SMOLAGENTS_CALLS = "Calling tools:\n["
 _SMOLAGENTS_CODE = "python_interpreter"
@@ -131,7 +135,16 @@ def read_messages(raw: RawSpan, contents: Contents) -> tuple[tuple[Message, ...]
     carries none. Total: a value that cannot be read gives no message."""
     if not contents.attributes and not contents.events:
         return (), ()
-    prompt = _first(contents, ("gen_ai.input.messages",), "user")
+    said = _one_message(contents, "gen_ai.output.messages", "assistant")
+    begun = _prompt_so_far(contents)
+    if (
+        begun is not None
+        and said is not None
+        and said.role == "assistant"
+        and _CALLS_OF_LITELLM not in contents.attributes
+    ):
+        return _after_system(begun, contents), (said,)
+    prompt = list(begun.messages) if begun is not None else _first(contents, ("gen_ai.input.messages",), "user")
     answer = _first(contents, ("gen_ai.output.messages",), "assistant")
     if not prompt or not answer:
         events = _event_messages(raw, contents) or _first(contents, _CONVERSATION_KEYS, "user")
@@ -140,13 +153,16 @@ def read_messages(raw: RawSpan, contents: Contents) -> tuple[tuple[Message, ...]
         prompt = prompt or conversation[:said] or _first(contents, _INPUT_KEYS, "user", _RAW_INPUT)
         answer = answer or conversation[said:] or _vercel_answer(contents)
         answer = answer or _first(contents, _OUTPUT_KEYS, "assistant", _RAW_OUTPUT)
-    if "gen_ai.completion." in contents.attributes and not any(message.tool_calls for message in answer):
+    if _CALLS_OF_LITELLM in contents.attributes and not any(message.tool_calls for message in answer):
         # litellm writes the text of a reply to gen_ai.output.messages and its calls here
-        answer += [m for m in _first(contents, ("gen_ai.completion.",), "assistant") if m.tool_calls]
-    if not any(message.role == "system" for message in prompt):
-        prompt = _system(contents) + prompt
-    prompt = _merged(prompt)
-    return with_tool_names(prompt, ()), with_tool_names(_answer(_merged(answer)), prompt)
+        answer += [m for m in _first(contents, (_CALLS_OF_LITELLM,), "assistant") if m.tool_calls]
+    if begun is not None:
+        inputs = _after_system(begun, contents)
+    else:
+        if not any(message.role == "system" for message in prompt):
+            prompt = _system(contents) + prompt
+        inputs = with_tool_names(_merged(prompt), ())
+    return inputs, with_tool_names(_answer(_merged(answer)), inputs)
 
 
 def _first(
@@ -156,16 +172,113 @@ def _first(
     for key in keys:
         for values in (contents.attributes, *contents.events):
             if value := values.get(key):
-                messages = _read_value(value, role)
-                for message in messages:
-                    if message.text or message.tool_calls or message.tool_call_id:  # more than its role was recorded
-                        return messages
+                messages = _read_value(value, role, contents.parsed)
+                if any(map(_says_more, messages)):
+                    return messages
     if pattern:
         for key, value in sorted(contents.attributes.items()):
             # litellm's reprs: a text that cannot be read is no message
             if pattern.fullmatch(key) and isinstance(_whole(value), (list, dict)):
-                return _read_value(value, role)
+                return _read_value(value, role, contents.parsed)
     return []
+
+
+_CALLS_OF_LITELLM = "gen_ai.completion."
+_ONE_ITEM = ("json", "=[", "", "=]")
+
+
+def _one_message(contents: Contents, key: str, role: str) -> Message | None:
+    """The message of a JSON array of one, as nearly all answers are; None of any other."""
+    value = contents.attributes.get(key)
+    if value is None or value.form != _ONE_ITEM:
+        return None
+    messages = _read_element(value.elements[0], "json", role, contents.parsed)
+    if len(messages) != 1 or messages[0].role == "tool":
+        return None
+    return messages[0] if messages[0].text or messages[0].tool_calls else None
+
+
+class _Prompt(Value, frozen=True):
+    """The messages of a JSON array, ready to be continued by another prompt that begins with them."""
+
+    messages: tuple[Message, ...] = ()
+    """Merged, and tool messages named."""
+    names: Mapping[str, str | None] = {}
+    """Of the tools that were asked for, by the call's id."""
+    nameless: frozenset[str] = frozenset()
+    """The calls that tool messages got their names from, or looked for in vain."""
+    has_system: bool = False
+    says: bool = False
+    """Whether more was recorded than roles."""
+
+
+_NO_PROMPT = _Prompt()
+_MAX_PROMPTS = 64
+_prompts: dict[str, _Prompt] = {}
+"""By the hash of their last element, and with it all that comes before: a loop of 20 steps repeats 400 messages."""
+
+
+def _prompt_so_far(contents: Contents) -> _Prompt | None:
+    """The prompt in ``gen_ai.input.messages``, if it is the usual JSON array and not empty: read from where the last
+    known one that it continues ends, so that a message costs the same in a long conversation as in a short one."""
+    if (only := _one_message(contents, "gen_ai.input.messages", "user")) is not None:
+        return _Prompt((only,), {}, frozenset(), only.role == "system", says=True)
+    value = contents.attributes.get("gen_ai.input.messages")
+    if value is None or value.form[0] != "json" or value.form[1] != "=[":
+        return None
+    elements = chain(value)
+    known, at = _NO_PROMPT, len(elements)
+    while at > 0:
+        found = _prompts.get(elements[at - 1].hash)
+        if found is not None:
+            known = found
+            break
+        at -= 1
+    if at < len(elements):
+        prompt = _continued(known, elements[at:], contents) or _continued(_NO_PROMPT, elements, contents)
+        assert prompt is not None  # nothing is nameless in a prompt that begins
+        known = prompt
+        if len(elements) > 1:
+            if at:
+                _prompts.pop(elements[at - 1].hash, None)
+            while len(_prompts) >= _MAX_PROMPTS:
+                _prompts.pop(next(iter(_prompts)), None)
+            _prompts[elements[-1].hash] = known
+    return known if known.says else None
+
+
+def _after_system(prompt: _Prompt, contents: Contents) -> tuple[Message, ...]:
+    return prompt.messages if prompt.has_system else (*_system(contents), *prompt.messages)
+
+
+def _continued(prompt: _Prompt, elements: Iterable[Content], contents: Contents) -> _Prompt | None:
+    """The prompt with further elements; None if they name a tool that a message before them looked for."""
+    new = [message for element in elements for message in _read_element(element, "json", "user", contents.parsed)]
+    asked = {call.id: call.name for message in new for call in message.tool_calls if call.id}
+    if not prompt.nameless.isdisjoint(asked):
+        return None
+    names = {**prompt.names, **asked} if asked else prompt.names
+    said = len(prompt.messages)
+    messages = _merged(new, list(prompt.messages))
+    nameless = [at for at in range(said, len(messages)) if _is_nameless(messages[at])]
+    for at in nameless:
+        messages[at] = replace(messages[at], name=names.get(messages[at].tool_call_id or ""))
+    return _Prompt(
+        tuple(messages),
+        names,
+        prompt.nameless.union([messages[at].tool_call_id or "" for at in nameless]) if nameless else prompt.nameless,
+        prompt.has_system or any(message.role == "system" for message in new),
+        prompt.says or any(map(_says_more, new)),
+    )
+
+
+def _says_more(message: Message) -> bool:
+    """Whether more than its role was recorded."""
+    return bool(message.text or message.tool_calls or message.tool_call_id)
+
+
+def _is_nameless(message: Message) -> bool:
+    return message.role == "tool" and not message.name and bool(message.tool_call_id)
 
 
 def _system(contents: Contents) -> list[Message]:
@@ -216,11 +329,11 @@ def _event_messages(raw: RawSpan, contents: Contents) -> list[Message]:
     return found
 
 
-def _read_value(value: ContentValue, role: str) -> list[Message]:
+def _read_value(value: ContentValue, role: str, parsed: dict[str, Any]) -> list[Message]:
     """The messages of one content value."""
     elements = chain(value)
     form = value.form[0]
-    messages = [message for element in elements for message in _read_element(element, form, role)]
+    messages = [message for element in elements for message in _read_element(element, form, role, parsed)]
     if form != "json" or value.form[1] == "=[":
         return messages
     opening, closing = edges(value)
@@ -243,20 +356,24 @@ def _read_value(value: ContentValue, role: str) -> list[Message]:
     return messages
 
 
-def _read_element(element: Content, form: str, role: str) -> tuple[Message, ...]:
-    """The messages of one element. Remembered by hash, so that a message is parsed once and not in every prompt that
-    repeats it; emptied at a bound of characters. A race of two threads costs a second parse."""
+def _read_element(element: Content, form: str, role: str, parsed: dict[str, Any]) -> tuple[Message, ...]:
+    """The messages of one element, which is perhaps parsed already. Remembered by hash, so that a message is read once
+    and not in every prompt that repeats it; emptied at a bound of characters. A race of two threads costs a second
+    reading."""
     global _cached_chars
     key = (element.hash, form, role)
     found = _cache.get(key)
     if found is None:
-        # parsed already, if it was taken apart just now
-        decoded = vars(element).pop("value", None) if isinstance(element, ParsedContent) else None
+        decoded = parsed.pop(element.hash, None)
         if decoded is None:
-            decoded = _decode(element_text(element))
-        if form == "indexed" and isinstance(decoded, dict):
-            decoded = _nested(cast("_Object", decoded))
-        found = _genai_messages(decoded, element.hash) or _messages(decoded, role)
+            decoded = genai_message.parse(element_text(element))
+        found = _genai_messages(decoded, element.hash) if isinstance(decoded, GenAIMessage) else ()
+        if not found:
+            if decoded is None or isinstance(decoded, GenAIMessage):
+                decoded = _decode(element_text(element))
+            if form == "indexed" and isinstance(decoded, dict):
+                decoded = _nested(cast("_Object", decoded))
+            found = _messages(decoded, role)
         found = tuple([_from_content(message, element.hash) for message in found])
         if _cached_chars > _CACHED_CHARS:
             _cache.clear()
@@ -269,50 +386,74 @@ def _read_element(element: Content, form: str, role: str) -> tuple[Message, ...]
 def _from_content(message: Message, content_hash: str | None) -> Message:
     """The message with the content that it was read from, in texts that every database takes: JSON may have had NUL or
     half a surrogate pair as an escape."""
-    role, text, name, calls, call_id, source = message
-    if source == content_hash and not calls and name is None and call_id is None and is_clean(text):
+    texts = [message.text]
+    if message.name is not None or message.tool_call_id is not None or message.tool_calls:
+        texts += (message.name or "", message.tool_call_id or "")
+        for call in message.tool_calls:
+            texts += (call.id or "", call.name or "", call.arguments)
+    if message.content_hash == content_hash and all(map(is_clean, texts)):
         return message
-    clean = tuple([ToolCall(_shown(call.id), _shown(call.name), visible(call.arguments)) for call in calls])
-    return Message(role, visible(text), _shown(name), clean, _shown(call_id), content_hash)
+    calls = [ToolCall(_shown(call.id), _shown(call.name), visible(call.arguments)) for call in message.tool_calls]
+    name, call_id = _shown(message.name), _shown(message.tool_call_id)
+    return Message(message.role, visible(message.text), name, tuple(calls), call_id, content_hash)
 
 
 def _shown(text: str | None) -> str | None:
     return None if text is None else visible(text)
 
 
-def _genai_messages(value: Any, content_hash: str) -> tuple[Message, ...]:
-    """What ``_messages`` reads of the commonest shape, a GenAI message of texts, tool calls and their results, in
-    half its time; nothing where it is any other."""
-    if not isinstance(value, dict) or not _GENAI_FIELDS.issuperset(fields := cast("_Object", value)):
-        return ()
-    role, parts = fields.get("role"), fields.get("parts")
-    role = _ROLES.get(role) if isinstance(role, str) else None
-    if role is None or not isinstance(parts, list):
+def _genai_messages(message: GenAIMessage, content_hash: str) -> tuple[Message, ...]:
+    """What ``_messages`` reads of a GenAI message, in a third of its time; nothing where there is more to it."""
+    role = _ROLES.get(message.role)
+    if role is None:
         return ()
     texts: list[str] = []
     calls: list[ToolCall] = []
     results: list[Message] = []
-    for part in cast("list[Any]", parts):
-        if not isinstance(part, dict):
-            return ()
-        part = cast("_Object", part)
-        kind = part.get("type")
-        if kind == "text" and len(part) == 2 and isinstance(text := part.get("content"), str):
-            texts.append(text)
-        elif kind == "tool_call" and _GENAI_CALL.issuperset(part):
-            name, arguments = _text_or_none(part.get("name")), _arguments(part.get("arguments"))
-            calls.append(ToolCall(_text_or_none(part.get("id")), name, arguments))
-        elif kind == "tool_call_response" and role != "assistant" and _GENAI_RESULT.issuperset(part):
-            text, call_id = _result_text(part.get("response")), _text_or_none(part.get("id"))
-            results.append(Message("tool", text, None, (), call_id, content_hash))
+    for part in message.parts:
+        if isinstance(part, Text):
+            texts.append(part.content)
+        elif isinstance(part, Call):
+            calls.append(ToolCall(part.id or None, part.name or None, _arguments_of(part.arguments)))
+        elif role != "assistant":
+            results.append(Message("tool", _result_text(_of(part.response)), None, (), part.id or None, content_hash))
         else:
             return ()
     text = "".join(texts).strip()
-    if (role == "tool" and not results) or (role == "assistant" and not calls and _SMOLAGENTS_CALLS in text):
+    if role == "tool" and not results:
+        return ()
+    if role == "assistant" and not calls and "[" in text and _SMOLAGENTS_CALLS in text:
         return ()
     if text or calls or not results:
-        results.append(Message(role, text, _text_or_none(fields.get("name")), tuple(calls), None, content_hash))
+        results.append(Message(role, text, message.name or None, tuple(calls), None, content_hash))
     return tuple(results)
+
+
+def _arguments_of(raw: Raw) -> str:
+    """``_arguments`` of what JSON says: texts and whole numbers by name, as nearly all are, orjson writes the same."""
+    value = _of(raw)
+    if type(value) is dict and _EXACT.issuperset(map(type, cast("_Object", value).values())):
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    return _arguments(value)
+
+
+_EXACT = frozenset({str, int, bool, NoneType})
+
+
+def _of(raw: Raw) -> Any:
+    """What JSON says, as ``decoder`` has it: orjson takes a fifth of the time, and numbers may differ within arrays and
+    objects, and where they are no whole ones."""
+    if raw is NOTHING:
+        return None
+    try:
+        value: Any = orjson.loads(memoryview(raw))
+    except ValueError:
+        pass
+    else:
+        held = cast("_Object", value).values() if type(value) is dict else (value,)
+        if _EXACT.issuperset(map(type, held)):
+            return cast(Any, value)
+    return decoder.decode(str(raw, "utf-8"))
 
 
 def _whole(value: ContentValue) -> Any:
@@ -363,7 +504,7 @@ def _system_of(request: _Object, depth: int) -> list[Message]:
     for holder in (request, _child(request, "config") or {}):
         for name in _SYSTEM_FIELDS:
             if found := _messages(holder.get(name), "system", depth - 1):
-                return [found[0]._replace(role="system", text="".join(m.text for m in found))]
+                return [replace(found[0], role="system", text="".join(m.text for m in found))]
     return []
 
 
@@ -558,10 +699,10 @@ def _listed(node: Any, depth: int) -> Any:
     return fields
 
 
-def _merged(messages: list[Message]) -> list[Message]:
+def _merged(messages: Iterable[Message], into: list[Message] | None = None) -> list[Message]:
     """The pieces of one reply as one message: parallel calls, which the Responses API sends as items, always come
     before their results. A reply without text and calls (reasoning only, or not recorded) is none."""
-    merged: list[Message] = []
+    merged: list[Message] = [] if into is None else into
     for message in messages:
         before = merged[-1] if merged else None
         if message.role != "assistant":
@@ -569,7 +710,8 @@ def _merged(messages: list[Message]) -> list[Message]:
         elif not message.text and not message.tool_calls:
             continue
         elif before is not None and before.role == "assistant" and (before.tool_calls or not message.text):
-            merged[-1] = before._replace(
+            merged[-1] = replace(
+                before,
                 text=before.text + message.text,
                 tool_calls=before.tool_calls + message.tool_calls,
                 content_hash=before.content_hash if before.text else message.content_hash or before.content_hash,
@@ -595,14 +737,13 @@ def asked_call_ids(answer: Iterable[Message]) -> tuple[str, ...]:
 
 def with_tool_names(messages: Sequence[Message], before: Sequence[Message]) -> tuple[Message, ...]:
     """The messages, tool messages with the name of the tool that was called."""
-    nameless = [n for n, m in enumerate(messages) if m.role == "tool" and not m.name and m.tool_call_id]
+    nameless = [n for n, m in enumerate(messages) if _is_nameless(m)]
     if not nameless:
         return tuple(messages)
     names = {call.id: call.name for m in (*before, *messages) for call in m.tool_calls if call.id}
     named = list(messages)
     for n in nameless:
-        role, text, _, tool_calls, tool_call_id, content_hash = named[n]
-        named[n] = Message(role, text, names.get(tool_call_id or ""), tool_calls, tool_call_id, content_hash)
+        named[n] = replace(named[n], name=names.get(named[n].tool_call_id or ""))
     return tuple(named)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import sha256
 
@@ -44,7 +45,7 @@ def trace_run_id(trace_id: str) -> str:
     return "run-" + _within(trace_id, _NO_SPAN)
 
 
-def message_id(start: str, role: str, text: str, calls: tuple[str, ...]) -> str:
+def message_id(start: str, role: str, text: str, calls: Iterable[str]) -> str:
     """The id of a message: what was said, after what. ``start`` is the id before it, or the run's."""
     said = sha256(f"{len(start)}:{start}{len(role)}:{role}{len(text)}:".encode())  # no two lists of parts look the same
     said.update(text.encode("utf-8", "surrogatepass"))

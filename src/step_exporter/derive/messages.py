@@ -9,16 +9,16 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from step_exporter.facts import Message, ToolCall
+from step_exporter.facts import Message, ToolCall, Value
 
 from . import ids
 from .intervals import Order
 from .rows import MessageRow
 
 
-class Source(NamedTuple):
+class Source(Value, frozen=True):
     """A span whose prompt and answer are a path."""
 
     order: Order
@@ -47,19 +47,25 @@ class Said:
 class MessageTree:
     """All messages of one run. ``add`` and ``remove`` collect what changed in ``dirty``."""
 
-    __slots__ = ("dirty", "gone", "root", "start")
+    __slots__ = ("_last", "dirty", "gone", "root", "start")
 
     def __init__(self, start: str) -> None:
         self.start = start
         self.root = Said(start, None)
         self.dirty: dict[str, Said] = {}
         self.gone: set[str] = set()
+        self._last: tuple[tuple[Message, ...], Said] = ((), self.root)
+        """The prompt added last, and where it ends: the next one mostly continues it."""
 
     def add(self, source: Source) -> None:
         """Take in a span's prompt and answer."""
-        node = self.root
-        for message in source.inputs:
+        inputs = source.inputs
+        known, node = self._last
+        if inputs[: len(known)] != known:
+            known, node = (), self.root
+        for message in inputs[len(known) :]:
             node = self._kid(node, message)
+        self._last = inputs, node
         _insert(node.prompts, (source.order, source))
         walk = node
         while walk.parent is not None:
@@ -76,6 +82,7 @@ class MessageTree:
 
     def remove(self, source: Source) -> None:
         """Take a span's prompt and answer out again."""
+        self._last = (), self.root
         node = self.root
         path: list[Said] = []
         for message in source.inputs:
@@ -121,8 +128,7 @@ class MessageTree:
         kid = node.by_message.get(said)
         if kid is not None and node.kids.get(kid.id) is kid:
             return kid
-        calls = tuple([part for call in message.tool_calls for part in (call.name or "", call.arguments)])
-        message_id = ids.message_id(node.id, message.role, message.text, calls)
+        message_id = _id(node.id, message)
         kid = node.kids.get(message_id)
         if kid is None:
             kid = node.kids[message_id] = Said(message_id, node)
@@ -149,26 +155,75 @@ class MessageTree:
             source = said.first_input
             message = source.inputs[said.position]
         parent = said.parent
-        return MessageRow(  # by position: keywords cost 1 µs
-            trace_id,
-            said.id,
-            parent.id if parent is not None and parent.parent is not None else None,
-            message.role,
-            message.content_hash,
-            message.name,
-            _calls_json(message.tool_calls) if message.tool_calls else None,
-            message.tool_call_id,
-            source.step_id,
-            run_id,
-            said.position,
-        )
+        before = parent.id if parent is not None and parent.parent is not None else None
+        return _row(message, trace_id, said.id, before, source.step_id, run_id, said.position)
+
+
+def rows_at_once(trace_id: str, run_id: str, sources: Iterable[Source]) -> list[MessageRow]:
+    """The rows of all messages of a run, whose prompts and answers come in order: those of a ``MessageTree``, without
+    what it needs to go on."""
+    rows: dict[str, MessageRow] = {}
+    answers: set[str] = set()
+    known: tuple[Message, ...] = ()
+    path: list[str] = []
+    for source in sources:
+        inputs, step_id = source.inputs, source.step_id
+        if inputs[: len(known)] != known:
+            known, path = (), []
+        for message in inputs[len(known) :]:
+            before = path[-1] if path else None
+            message_id = _id(before or run_id, message)
+            if message_id not in rows:
+                rows[message_id] = _row(message, trace_id, message_id, before, step_id, run_id, len(path))
+            path.append(message_id)
+        known = inputs
+        before, position = path[-1] if path else None, len(path)
+        for message in source.outputs:
+            message_id = _id(before or run_id, message)
+            if message_id not in answers:
+                answers.add(message_id)
+                rows[message_id] = _row(message, trace_id, message_id, before, step_id, run_id, position)
+            before = message_id
+            position += 1
+    return list(rows.values())
+
+
+def _id(start: str, message: Message) -> str:
+    calls: list[str] = []
+    for call in message.tool_calls:
+        calls += (call.name or "", call.arguments)
+    return ids.message_id(start, message.role, message.text, calls)
+
+
+def _row(
+    message: Message,
+    trace_id: str,
+    message_id: str,
+    parent_id: str | None,
+    step_id: str | None,
+    run_id: str | None,
+    position: int,
+) -> MessageRow:
+    return MessageRow(  # by position: keywords cost 1 µs
+        trace_id,
+        message_id,
+        parent_id,
+        message.role,
+        message.content_hash,
+        message.name,
+        _calls_json(message.tool_calls) if message.tool_calls else None,
+        message.tool_call_id,
+        step_id,
+        run_id,
+        position,
+    )
 
 
 def _calls_json(calls: Iterable[ToolCall]) -> str:
     """``canonical_json`` of the calls, which are texts: 0.5 µs instead of 3."""
     parts = [
-        f'{{"arguments":{_quoted(arguments)},"id":{_quoted(id_)},"name":{_quoted(name)}}}'
-        for id_, name, arguments in calls
+        f'{{"arguments":{_quoted(call.arguments)},"id":{_quoted(call.id)},"name":{_quoted(call.name)}}}'
+        for call in calls
     ]
     return f"[{','.join(parts)}]"
 

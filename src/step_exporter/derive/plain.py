@@ -15,7 +15,7 @@ from step_exporter.facts import Annotation, Deletion, Role, SpanFacts
 
 from . import ids
 from .intervals import Order
-from .messages import MessageTree, Source
+from .messages import Source, rows_at_once
 from .rows import Changes, MessageRow, RunRow
 from .runs import RunParts, build_run
 from .steps import Built, Outcome, StepParts, build_step
@@ -184,7 +184,7 @@ def _steps(trace_id: str, run_id: str, run: _Run, messages: list[MessageRow]) ->
                     continue
             calls[at].append((facts,))
     built: list[Built] = []
-    said: MessageTree | None = None
+    said: list[Source] = []
     last = len(requests) - 1
     for at, (order, facts, agent_name) in enumerate(requests):
         step_id = ids.step_id(trace_id, facts.span_id)
@@ -204,12 +204,8 @@ def _steps(trace_id: str, run_id: str, run: _Run, messages: list[MessageRow]) ->
         )
         built.append(build_step(parts))
         if facts.input_messages or facts.output_messages:
-            if said is None:
-                said = MessageTree(run_id)
-            said.add(Source(order, step_id, facts.input_messages, facts.output_messages))
-    if said is not None:
-        messages += [said.row(message, trace_id, run_id) for message in said.dirty.values()]
-        said.release()
+            said.append(Source(order, step_id, facts.input_messages, facts.output_messages))
+    messages += rows_at_once(trace_id, run_id, said)
     built.sort(key=_order)
     return built
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from step_exporter.facts import Role, SpanFacts
+from step_exporter.facts import Role, SpanFacts, Value
 
 from .rows import RunRow, StepRow
 from .steps import counted, intervals
 
 
-class RunParts(NamedTuple):
+class RunParts(Value, frozen=True):
     """What makes up one run."""
 
     trace_id: str

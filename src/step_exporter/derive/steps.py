@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from step_exporter.facts import MAX_NS, Annotation, Role, SpanFacts, TokenUsage
+from msgspec.structs import astuple
+
+from step_exporter.facts import MAX_NS, Annotation, Role, SpanFacts, TokenUsage, Value
 
 from . import ids
 from .intervals import union_ns
@@ -15,7 +17,7 @@ from .rows import StepMetricsRow, StepRow
 NO_USAGE = TokenUsage()
 
 
-class Outcome(NamedTuple):
+class Outcome(Value, frozen=True):
     """How the run that a step is in ended, as far as its own span says."""
 
     opener: SpanFacts | None = None
@@ -31,7 +33,7 @@ class Outcome(NamedTuple):
         return self.opener is not None and self.opener.ended and self.opener.cancelled
 
 
-class StepParts(NamedTuple):
+class StepParts(Value, frozen=True):
     """What belongs to one step."""
 
     trace_id: str
@@ -55,7 +57,7 @@ class StepParts(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-class Built(NamedTuple):
+class Built(Value, frozen=True):
     """A step's rows, and what its run needs to know of it."""
 
     step: StepRow
@@ -335,9 +337,9 @@ def merge(spans: Sequence[SpanFacts]) -> SpanFacts:
     """Of each fact, what the first span knows that knows it. For the facts that are None where unknown."""
     if len(spans) == 1:
         return spans[0]
-    return SpanFacts._make(
-        next((value for value in column if value is not None), None) for column in zip(*spans, strict=True)
-    )
+    columns = zip(*map(astuple, spans), strict=True)
+    known: list[Any] = [next((value for value in column if value is not None), None) for column in columns]
+    return SpanFacts(*known)
 
 
 def _step_usage(parts: StepParts) -> TokenUsage:

@@ -7,6 +7,7 @@ SHA-256. An ended loser goes to the quarantine as ``id_collision``; an open one 
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, select
 
 from step_exporter.facts import SpanFacts
@@ -55,10 +56,10 @@ def settle(
     count = len(known) + 1
     if wins:
         sql.upsert(conn, "spans", SpanRow._fields, [(*challenger.row(revision)[:-2], count, revision)])
-        return read(encoded.raw._replace(collisions=count), encoded.contents, encoded.has_escapes), True
+        return read(replace(encoded.raw, collisions=count), encoded.contents, encoded.has_escapes), True
     key = (current.trace_id, current.span_id)
     sql.update(conn, "spans", ("trace_id", "span_id"), ("collisions", "revision"), [(*key, count, revision)])
-    return read(stored.raw._replace(collisions=count), stored.contents, stored.has_escapes), True
+    return read(replace(stored.raw, collisions=count), stored.contents, stored.has_escapes), True
 
 
 def _rank(row: SpanRow) -> tuple[bool, int, int]:

@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec.structs import astuple
 from sqlalchemy import Connection, Engine, Table, delete, select, update
 
 from step_exporter import models
@@ -215,7 +216,7 @@ def _forget(conn: Connection, sql: Statements, caller: Caller, trace_id: str, de
 
 def _note_deletion(conn: Connection, sql: Statements, deletion: Deletion, deleted_by: str | None) -> None:
     columns = ("trace_id", "kind", "id", "deleted_by", "deleted_at")
-    sql.insert(conn, "deletions", columns, [(*deletion, deleted_by, sql.now())])
+    sql.insert(conn, "deletions", columns, [(*astuple(deletion), deleted_by, sql.now())])
 
 
 def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None, organization_id: str | None) -> str:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from step_exporter.conventions.clean import visible
 from step_exporter.conventions.content import ContentMemo, take_apart
 from step_exporter.conventions.logfire import pending
-from step_exporter.facts import RawSpan, SpanFacts
+from step_exporter.facts import RawSpan, SpanFacts, Value
 from step_exporter.store import safety
-from step_exporter.store.codec import FACT, Encoded, Sources, canonical, encode
+from step_exporter.store.codec import Encoded, Sources, canonical, encode
 from step_exporter.store.reading import read
 
 INVALID_ID = "invalid_id"
@@ -18,7 +18,7 @@ UNSTORABLE = "unstorable"
 _MAX_BODY = safety.MAX_TOTAL
 
 
-class Prepared(NamedTuple):
+class Prepared(Value, frozen=True):
     """A span that can be stored, and what it means."""
 
     encoded: Encoded
@@ -32,7 +32,7 @@ class Prepared(NamedTuple):
     def row(self, revision: int) -> tuple[object, ...]:
         """The row of ``spans``, in the order of ``SpanRow``."""
         facts = self.facts  # a plain text: sqlite3 looks for an adapter of an enum's member, 0.4 µs
-        return self.encoded.row[FACT] + (str.__str__(facts.role), facts.convention, 0, revision)
+        return (*self.encoded.fact, str.__str__(facts.role), facts.convention, 0, revision)
 
 
 class Rejected(NamedTuple):

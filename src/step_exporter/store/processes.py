@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -85,7 +86,8 @@ def find_abandoned(engine: Engine, writer: Writer | None = None, *, reader: Engi
         if not gone:
             return 0
         raws = [
-            found.raw._replace(
+            replace(
+                found.raw,
                 abandoned_ns=time.time_ns(),
                 attributes={**found.raw.attributes, ABANDONED: gone[found.raw.process_id or ""]},
             )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+from msgspec.structs import astuple, replace
+
 from step_exporter import conventions
 from step_exporter.conventions.clean import is_clean, visible
 from step_exporter.conventions.content import Contents
-from step_exporter.facts import RawSpan, Role, SpanFacts
+from step_exporter.facts import RawSpan, Role, SpanFacts, Value
 from step_exporter.store.notices import Notices
 
 _notices = Notices(logging.getLogger(__name__))
@@ -33,7 +35,7 @@ def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
     if has_escapes and not _is_clean(facts):
         facts = cast(SpanFacts, _clean(facts))
     if raw.collisions:
-        facts = facts._replace(flags=tuple(sorted({*facts.flags, ID_COLLISION})))
+        facts = replace(facts, flags=tuple(sorted({*facts.flags, ID_COLLISION})))
     return facts
 
 
@@ -58,7 +60,7 @@ def _unread(raw: RawSpan) -> SpanFacts:
 
 def _is_clean(facts: SpanFacts) -> bool:
     """Whether every database takes all texts. They are looked at as one: 2 µs, one by one 4."""
-    texts = [value for value in facts if type(value) is str]
+    texts = [value for value in astuple(facts) if type(value) is str]
     texts += facts.asked_call_ids
     texts += facts.tags
     for message in (*facts.input_messages, *facts.output_messages):
@@ -71,7 +73,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return value if isinstance(value, Role) else visible(value)
     if isinstance(value, tuple):
-        items = [_clean(item) for item in cast("tuple[Any, ...]", value)]
-        make = getattr(value, "_make", tuple)  # pyright: ignore[reportUnknownArgumentType]
-        return make(items)
+        return tuple(map(_clean, cast("tuple[Any, ...]", value)))
+    if isinstance(value, Value):
+        return type(value)(*map(_clean, astuple(value)))
     return value

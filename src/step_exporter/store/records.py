@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import orjson
+from msgspec.structs import asdict
 
 from step_exporter.conventions.clean import visible
 from step_exporter.facts import AttributeValue, Event, Link, Resource, Scope
@@ -58,7 +59,7 @@ def _plain(value: Any, js: bool) -> Any:
     if isinstance(value, Record):
         return value.to_dict(js=js)
     if isinstance(value, Event | Link | Resource | Scope):
-        return _plain_fields(value._asdict().items(), js)
+        return _plain_fields(asdict(value).items(), js)
     return [_plain(entry, js) for entry in value]
 
 

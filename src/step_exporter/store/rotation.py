@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import astuple
 from sqlalchemy import ColumnElement, Connection, Engine, Text, delete, or_, select, type_coerce, update
 
 from step_exporter.errors import ConfigurationError
@@ -92,7 +93,7 @@ def _rotate_trace(conn: Connection, sql: Statements, cipher: Cipher, trace_id: s
         return False
     contents = load_contents(conn, trace_id).values()
     conn.execute(delete(_CONTENTS).where(_CONTENTS.c.trace_id == trace_id))
-    rows = [(trace_id, *content) for content in contents]
+    rows = [(trace_id, *astuple(content)) for content in contents]
     sql.insert(conn, "contents", ("trace_id", "hash", "parent_hash", "body"), rows)
     names = ("trace_id", "span_id", *SEALED["spans"])
     columns: list[Any] = [type_coerce(_SPANS.c[name], Text).label(name) for name in names]

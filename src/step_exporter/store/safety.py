@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, cast
 
 import orjson
+from msgspec.structs import replace
 
 from step_exporter.conventions.content import Contents, put_together
 from step_exporter.facts import MAX_NS, AttributeValue, ContentValue, Event, Link, RawSpan, Resource, Scope
@@ -57,8 +58,8 @@ def bad_id(raw: RawSpan) -> str | None:
 
 def with_lower_ids(raw: RawSpan) -> RawSpan:
     """The span with its ids in lower case."""
-    return raw._replace(
-        trace_id=_lower(raw.trace_id), span_id=_lower(raw.span_id), parent_span_id=_lower(raw.parent_span_id)
+    return replace(
+        raw, trace_id=_lower(raw.trace_id), span_id=_lower(raw.span_id), parent_span_id=_lower(raw.parent_span_id)
     )
 
 
@@ -146,7 +147,8 @@ def made_safe(raw: RawSpan) -> RawSpan:
     links = tuple(_safe_link(link, flags) for link in islice(raw.links, MAX_EVENTS))
     if len(events) < len(raw.events) or len(links) < len(raw.links):
         flags.add(TRUNCATED)
-    return raw._replace(
+    return replace(
+        raw,
         name=_text(raw.name, flags),
         kind=raw.kind if raw.kind in _KINDS else "internal",
         status_code=raw.status_code if raw.status_code in _STATUS_CODES else "unset",
@@ -240,20 +242,11 @@ def _count(value: Any, more: int = 0) -> int:
 
 def is_too_long(text: str, events: str | None, contents: Contents) -> bool:
     """Whether a part of the span's stored form is longer than it may be."""
-    if len(text) > MAX_TEXT or (events is not None and len(events) > MAX_TEXT):
-        return True
-    if not contents.attributes and not contents.events:
-        return False
-    return any(map(_is_long, contents.attributes.values())) or any(
-        _is_long(value) for event in contents.events for value in event.values()
-    )
+    return len(text) > MAX_TEXT or (events is not None and len(events) > MAX_TEXT) or contents.longest > MAX_TEXT
 
 
 def _is_long(value: ContentValue) -> bool:
-    for element in value.elements:  # noqa: SIM110  a generator takes three times as long
-        if len(element.body) > MAX_TEXT:
-            return True
-    return False
+    return any(len(element.body) > MAX_TEXT for element in value.elements)
 
 
 def shortened(raw: RawSpan, contents: Contents) -> RawSpan:
@@ -268,14 +261,15 @@ def shortened(raw: RawSpan, contents: Contents) -> RawSpan:
         room -= _size({key: value for key, value in shorter.items() if key not in content}) + len(event.name) + 60
         if room < 0:
             break
-        events.append(event._replace(attributes=shorter))
-    short = raw._replace(
+        events.append(replace(event, attributes=shorter))
+    short = replace(
+        raw,
         attributes=attributes,
         events=tuple(events),
         dropped_attributes=_count(raw.dropped_attributes, dropped),
         dropped_events=_count(raw.dropped_events, len(raw.events) - len(events)),
     )
-    return raw if short == raw else short._replace(flags=tuple(sorted({*raw.flags, TRUNCATED})))
+    return raw if short == raw else replace(short, flags=tuple(sorted({*raw.flags, TRUNCATED})))
 
 
 def _shorter(
@@ -290,8 +284,8 @@ def _shorter(
         if not _is_long(value):
             continue
         if value.form[0] in ("text", "json"):
-            elements = tuple(element._replace(body=_shorter_body(element.body)) for element in value.elements)
-            shorter.update(put_together(key, value._replace(elements=elements)))
+            elements = tuple(replace(element, body=_shorter_body(element.body)) for element in value.elements)
+            shorter.update(put_together(key, replace(value, elements=elements)))
         else:
             for name, item in put_together(key, value).items():
                 shorter[name] = _shorter_items(item) if value.form[0] == "list" else _shorter_item(item)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from step_exporter.conventions.content import values_of
 from step_exporter.derive import Derivation
 from step_exporter.derive.rows import Changes
 from step_exporter.facts import Annotation, Deletion, SpanFacts
@@ -170,7 +171,7 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
             first = given.setdefault(item.facts.span_id, item)
             encoded = item.encoded
             if first is not item:
-                if first.encoded.row[FACT] == encoded.row[FACT]:
+                if first.encoded.fact == encoded.fact:
                     counts["duplicates"] += 1
                     continue
                 work.contested.append(item)
@@ -180,10 +181,15 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
                     if source.hash not in hashes and source.hash not in stored:
                         sources.append((trace_id, source.hash, source.body))
                         hashes.add(source.hash)
-            for element in encoded.elements:
-                if element.hash not in hashes and element.hash not in stored:
-                    elements.append((trace_id, element.hash, element.parent_hash, element.body))
-                    hashes.add(element.hash)
+            contents = encoded.contents
+            if contents.consumed or contents.events:
+                for value in values_of(contents) if contents.events else contents.attributes.values():
+                    for element in reversed(value.elements):
+                        if element.hash not in hashes and element.hash not in stored:
+                            elements.append((trace_id, element.hash, element.parent_hash, element.body))
+                            hashes.add(element.hash)
+                        elif element.parent_hash is not None:
+                            break  # and so are all those before it, whoever came with them
         chosen.append(given)
         rows += [given[span_id].row(work.revision) for span_id in sorted(given)]
     sources.sort()
@@ -198,7 +204,7 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
             current = taken.get((work.trace_id, span_id)) if taken else None
             if current is None:
                 work.facts[span_id] = item.facts
-            elif current[FACT] == item.encoded.row[FACT]:
+            elif current[FACT] == item.encoded.fact:
                 counts["duplicates"] += 1
             else:
                 work.contested.append(item)

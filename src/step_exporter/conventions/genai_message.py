@@ -1,0 +1,56 @@
+"""The commonest message: OpenTelemetry's GenAI form, of texts, tool calls and their results.
+
+One call of msgspec parses it and sees that it is one, in a third of the time that the standard library takes to parse
+it. What it refuses may still be a message: ``messages`` reads every shape.
+"""
+
+from __future__ import annotations
+
+from msgspec import MsgspecError, Raw, Struct
+from msgspec.json import Decoder
+
+NOTHING = Raw(b"null")
+"""What is not there."""
+
+
+class Text(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """A part that is text."""
+
+    content: str
+
+
+class Call(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_field="type", tag="tool_call"):
+    """A part that asks for a tool."""
+
+    id: str | None = None
+    name: str | None = None
+    arguments: Raw = NOTHING
+    """JSON."""
+
+
+class Result(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_field="type", tag="tool_call_response"):
+    """A part that is what a tool gave."""
+
+    id: str | None = None
+    response: Raw = NOTHING
+    """JSON."""
+
+
+class GenAIMessage(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A message of ``gen_ai.input.messages`` or ``gen_ai.output.messages``, with no part of another kind."""
+
+    role: str
+    parts: list[Text | Call | Result]
+    name: str | None = None
+    finish_reason: str | None = None
+
+
+_decode = Decoder(GenAIMessage).decode
+
+
+def parse(text: str) -> GenAIMessage | None:
+    """The message that the text is; None where it is not the JSON of one."""
+    try:
+        return _decode(text)
+    except (MsgspecError, UnicodeEncodeError, RecursionError):
+        return None
