@@ -511,6 +511,30 @@ def test_the_commonest_shape_is_read_as_every_other(
     assert said(message) == said({**message, "a field that means nothing": 1})
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(JSON, st.booleans())
+def test_arguments_and_results_are_read_alike_however_they_are_wrapped(value: Any, ascii_only: bool) -> None:
+    """By one parser where the message is a plain one, by another where it is not."""
+
+    def said(**more: str) -> Any:
+        parts = [
+            {"type": "tool_call", "id": "c", "name": "f", "arguments": value},
+            {"type": "tool_call_response", "id": "c", "response": value},
+        ]
+        text = json.dumps([{"role": "user", "parts": parts, **more}], ensure_ascii=ascii_only)
+        raw = span({"gen_ai.input.messages": text})
+        return [replace(message, content_hash=None) for message in read_messages(raw, take_apart(raw))[0]]
+
+    assert said() == said(more="than a plain one")
+
+
 TURNS = st.sampled_from(
     [
         {"role": "system", "parts": [{"type": "text", "content": "be brief"}]},

@@ -9,8 +9,7 @@ from __future__ import annotations
 from msgspec import MsgspecError, Raw, Struct
 from msgspec.json import Decoder
 
-NOTHING = Raw(b"null")
-"""What is not there."""
+_NOTHING = Raw(b"null")
 
 
 class Text(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -24,7 +23,7 @@ class Call(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_field=
 
     id: str | None = None
     name: str | None = None
-    arguments: Raw = NOTHING
+    arguments: Raw = _NOTHING
     """JSON."""
 
 
@@ -32,7 +31,7 @@ class Result(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_fiel
     """A part that is what a tool gave."""
 
     id: str | None = None
-    response: Raw = NOTHING
+    response: Raw = _NOTHING
     """JSON."""
 
 
