@@ -54,7 +54,7 @@ class Statement:
 
     def run(self, conn: Connection, rows: Iterable[Row]) -> int:
         """Execute for each row; how many rows of the table that touched."""
-        values = [tuple(row) for row in rows] if self._arranged is None else [self._arranged(row) for row in rows]
+        values = list(map(tuple, rows)) if self._arranged is None else [self._arranged(row) for row in rows]
         if not values:
             return 0
         return conn.exec_driver_sql(self.sql, values).rowcount
@@ -239,7 +239,7 @@ class Statements:
         given = [
             (name, values)
             for name, values in zip(columns, zip(*rows, strict=True), strict=True)
-            if values.count(None) < len(values)
+            if values[0] is not None or values.count(None) < len(values)  # to compare None with a text takes 30 ns
         ]
         if len(given) == len(columns):
             return tuple(columns), rows
@@ -273,11 +273,11 @@ def _keys(table: Table) -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+def _minute(minutes: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:", time.gmtime(60 * minutes))
 
 
 def time_text(ns: int) -> str:
-    """``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC, as ``UtcDateTime`` keeps it in SQLite (0.3 µs)."""
-    seconds, micros = divmod(ns // 1000, 1_000_000)
-    return f"{_second(seconds)}.{micros:06d}"
+    """``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC, as ``UtcDateTime`` keeps it in SQLite (0.5 µs)."""
+    minutes, micros = divmod(ns // 1000, 60_000_000)
+    return f"{_minute(minutes)}{micros // 1_000_000:02d}.{micros % 1_000_000:06d}"
