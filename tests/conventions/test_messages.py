@@ -584,6 +584,16 @@ def test_a_tool_that_is_named_later_is_named_in_all_of_the_prompt() -> None:
     assert names == [None, "find"]
 
 
+@pytest.mark.parametrize("depth", [100, 400, 900, 990, 2_000, 50_000])
+def test_arguments_and_results_nested_beyond_every_limit_give_no_error(depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    for part in ('"type": "tool_call", "arguments": ', '"type": "tool_call_response", "response": '):
+        text = '[{"role": "user", "parts": [{' + part + deep + "}]}]"
+        raw = span({"gen_ai.input.messages": text, "gen_ai.output.messages": text})
+        for messages in read_messages(raw, take_apart(raw)):
+            assert all(isinstance(message.text, str) for message in messages)
+
+
 def test_nesting_beyond_every_limit_gives_no_error() -> None:
     for text in ("[" * 100_000, '[{"content":' * 900 + "1" + "}]" * 900, '{"input":' * 5000 + "1" + "}" * 5000):
         raw = span({"gen_ai.input.messages": text, "output.value": text})

@@ -259,6 +259,7 @@ _SEPARATOR = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _CLOSED = re.compile(r"[ \t\r\n]*\]")
 _NEXT_ITEM = (',{"role"', ', {"role"')
 _MAX_BRACES = 32
+"""Braces in an item that are looked at, to guess where it ends; then the rest is taken for it."""
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -360,9 +361,10 @@ class _Taking:
         self.longest = 0
         self.has_escapes = False
 
-    def chained(self, texts: Iterable[str], parent: str | None = None) -> tuple[Content, ...]:
+    def chained(self, texts: Iterable[str]) -> tuple[Content, ...]:
         """The elements of a value, each the parent of the next."""
         elements: list[Content] = []
+        parent = None
         for text in texts:
             element = self.element(text, parent)
             elements.append(element)
@@ -520,12 +522,7 @@ def _take_event(event: Event, taking: _Taking) -> dict[str, ContentValue]:
     return values
 
 
-def _take(
-    values: dict[str, ContentValue],
-    key: str,
-    value: AttributeValue,
-    taking: _Taking,
-) -> None:
+def _take(values: dict[str, ContentValue], key: str, value: AttributeValue, taking: _Taking) -> None:
     split = key in MESSAGE_KEYS or key in EVENT_KEYS
     if isinstance(value, str):
         found = _split_text(value, taking) if split else None

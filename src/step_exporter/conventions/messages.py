@@ -214,9 +214,10 @@ class _Prompt(Value, frozen=True):
 
 
 _NO_PROMPT = _Prompt()
-_MAX_PROMPTS = 64
+_MAX_PROMPTS = 256
 _prompts: dict[str, _Prompt] = {}
-"""By the hash of their last element, and with it all that comes before: a loop of 20 steps repeats 400 messages."""
+"""By the hash of their last element, and with it all that comes before: a loop of 20 steps repeats 400 messages. What
+they hold is in ``_cache`` too, and goes with it."""
 
 
 def _prompt_so_far(contents: Contents) -> _Prompt | None:
@@ -242,8 +243,8 @@ def _prompt_so_far(contents: Contents) -> _Prompt | None:
         if len(elements) > 1:
             if at:
                 _prompts.pop(elements[at - 1].hash, None)
-            while len(_prompts) >= _MAX_PROMPTS:
-                _prompts.pop(next(iter(_prompts)), None)
+            if len(_prompts) >= _MAX_PROMPTS:
+                _prompts.clear()
             _prompts[elements[-1].hash] = known
     return known if known.says else None
 
@@ -378,6 +379,7 @@ def _read_element(element: Content, form: str, role: str, parsed: dict[str, Any]
         found = tuple([_from_content(message, element.hash) for message in found])
         if _cached_chars > _CACHED_CHARS:
             _cache.clear()
+            _prompts.clear()
             _cached_chars = 0
         _cached_chars += len(element.body) + 500
         _cache[key] = found
@@ -453,7 +455,11 @@ def _of(raw: Raw) -> Any:
         held = cast("_Object", value).values() if type(value) is dict else (value,)
         if _EXACT.issuperset(map(type, held)):
             return cast(Any, value)
-    return decoder.decode(str(raw, "utf-8"))
+    text = str(raw, "utf-8")
+    try:
+        return decoder.decode(text)
+    except (ValueError, RecursionError):  # nested too deeply for it
+        return text
 
 
 def _whole(value: ContentValue) -> Any:

@@ -65,6 +65,7 @@ def prepare(
                 good = raw.trace_id
             encoded = encode(raw, sources, memo)
             facts = read(encoded.raw, encoded.contents, encoded.has_escapes)
+            encoded.contents.parsed.clear()  # what nobody read
             prepared.append(Prepared(encoded, facts))
         except Exception as error:  # nothing that a span holds is known to get here; its neighbours must not pay
             rejected.append(reject(raw, UNSTORABLE, repr(error)))
