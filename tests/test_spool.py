@@ -17,7 +17,7 @@ import step_exporter.exporter as exporter_module
 from sdk_spans import SECRET, adds_up, ended, fail_with, provider_for, query
 from step_exporter.errors import DatabaseError
 from step_exporter.exporter import StepSpanExporter
-from step_exporter.facts import RawSpan
+from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
 from step_exporter.spool import Spool, adopt, spool_directory, spool_files, spooled
 from step_exporter.store.prepare import Rejected
 
@@ -90,12 +90,39 @@ def test_no_content_is_in_it_when_content_is_off(away: Path) -> None:
     exporter.shutdown()
 
 
+LEAST = RawSpan(f"{1:032x}", f"{1:016x}", None, "")
+MOST = RawSpan(
+    f"{2:032x}",
+    f"{2:016x}",
+    f"{3:016x}",
+    "chat",
+    "client",
+    5,
+    7,
+    status_code="error",
+    status_message="",
+    attributes={"a": None, "b": ()},
+    events=(Event("", None), Event("e", 6, {"n": 1}, 2)),
+    links=(Link(f"{4:032x}", f"{4:016x}", "k=v", {"n": 1.5}, 1, 0x301),),
+    resource=Resource({"service.name": "s"}, "u"),
+    scope=Scope("n", "v", {"n": True}, "u"),
+    trace_flags=1,
+    trace_state="k=v",
+    parent_is_remote=False,
+    dropped_attributes=1,
+    dropped_events=2,
+    dropped_links=3,
+    flags=("truncated",),
+)
+
+
 def test_facts_come_out_as_they_went_in(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    assert spool.put([spooled(raw(n)) for n in range(3)]) == 3
+    facts = [raw(0), raw(1), LEAST, MOST]
+    assert spool.put([spooled(fact) for fact in facts]) == 4
     found: list[RawSpan] = []
-    assert spool.bring_in(collect(found)) == 3  # type: ignore[arg-type]
-    assert found == [raw(0), raw(1), raw(2)]
+    assert spool.bring_in(collect(found)) == 4  # type: ignore[arg-type]
+    assert found == facts
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +205,7 @@ def test_a_forked_child_does_not_hold_the_parents_spool(tmp_path: Path) -> None:
 import os, signal, time
 from pathlib import Path
 from step_exporter.spool import Spool, spooled
-from step_exporter.facts import RawSpan
+from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
 spool = Spool(Path({str(tmp_path)!r}))
 spool.put([spooled(RawSpan('1' * 32, '1' * 16, None, 'chat'))])
 child = os.fork()

@@ -96,7 +96,7 @@ def spooled(raw: RawSpan) -> Rejected:
 
 
 def _encoded(raw: RawSpan) -> bytes:
-    fact = {key: value for key, value in asdict(raw).items() if value != _USUAL[key]}
+    fact = {key: value for key, value in asdict(raw).items() if value != _USUAL.get(key)}
     fact["resource"], fact["scope"] = asdict(raw.resource), asdict(raw.scope)
     if raw.events:
         fact["events"] = tuple(map(asdict, raw.events))
@@ -105,7 +105,8 @@ def _encoded(raw: RawSpan) -> bytes:
     return values.encode_value(fact).encode()
 
 
-_USUAL = asdict(RawSpan("", "", None, ""))
+_NEEDED = {"trace_id", "span_id", "name"}
+_USUAL = {key: value for key, value in asdict(RawSpan("", "", None, "")).items() if key not in _NEEDED}
 
 
 def _decoded(body: bytes) -> RawSpan:
