@@ -8,7 +8,7 @@ own form (``Statements.time``). Many rows go to PostgreSQL as ``copying`` has it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
@@ -161,12 +161,18 @@ class Statements:
         if not rows:
             return
         rows = _stored(conn, table, _keys(TABLES[table]), rows)
-        made = self._made.get(("delete", table))
+        at_once = self._at_once(rows)
+        made = self._made.get(("delete", table, at_once))
         if made is None:
             target = TABLES[table]
             keys = _keys(target)
-            clause = delete(target).where(*(target.c[name] == bindparam(name) for name in keys))
-            made = self._keep(("delete", table), clause, keys)
+            given: Mapping[str, Any] = {name: bindparam(name) for name in keys}
+            if at_once:
+                from step_exporter.store.copying import arrays
+
+                given = dict(arrays(target, keys).subquery("given").c.items())
+            clause = delete(target).where(*(target.c[name] == given[name] for name in keys))
+            made = self._keep(("delete", table, at_once), clause, keys, table if at_once else None)
         made.run(conn, rows)
 
     def lock(self, conn: Connection, traces: Sequence[Row]) -> list[Row]:
