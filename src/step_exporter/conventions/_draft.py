@@ -134,7 +134,7 @@ _USAGE = _UNKNOWN_AT["usage"]
 
 def plain(raw: RawSpan) -> SpanFacts:
     """The facts of a span that speaks none of the vocabularies."""
-    return SpanFacts(*_head(raw, Role.OTHER, None), *_NOTHING, flags=_with_clock(raw, raw.flags))
+    return SpanFacts(*head(raw, Role.OTHER, None), *_NOTHING, flags=_with_clock(raw, raw.flags))
 
 
 def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
@@ -143,7 +143,7 @@ def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
     tokens: Tokens = fields.pop("tokens")
     flags: tuple[str, ...] = fields.pop("flags") + raw.flags
     role: Role = fields.pop("role", None) or Role.OTHER
-    head = _head(raw, role, fields.pop("convention", None))
+    known = head(raw, role, fields.pop("convention", None))
     values = UNKNOWN.copy()
     for name, value in fields.items():
         values[_UNKNOWN_AT[name]] = value
@@ -155,10 +155,11 @@ def freeze(raw: RawSpan, draft: Draft) -> SpanFacts:
     if tokens.bad:
         flags += ("bad_number",)
     values[-1] = _with_clock(raw, flags)
-    return SpanFacts(*head, *values)
+    return SpanFacts(*known, *values)
 
 
-def _head(raw: RawSpan, role: Role, convention: str | None) -> tuple[Any, ...]:
+def head(raw: RawSpan, role: Role | None, convention: str | None) -> tuple[Any, ...]:
+    """The first fields of ``SpanFacts``."""
     service = text(raw.resource.attributes.get("service.name"))
     return (
         raw.trace_id,

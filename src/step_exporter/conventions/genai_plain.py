@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from step_exporter.conventions import content, genai, messages, native
-from step_exporter.conventions._draft import UNKNOWN
+from step_exporter.conventions._draft import UNKNOWN, head
 from step_exporter.conventions._values import first_text, text
 from step_exporter.conventions.content import Contents
 from step_exporter.conventions.providers import provider
@@ -38,9 +38,7 @@ def _at(name: str) -> int:
     return SpanFacts.__struct_fields__.index(name)
 
 
-_SERVICE, _AGENT_ID, _AGENT_NAME, _CONVERSATION = map(
-    _at, ("service_name", "agent_id", "agent_name", "conversation_id")
-)
+_AGENT_ID, _AGENT_NAME, _CONVERSATION = map(_at, ("agent_id", "agent_name", "conversation_id"))
 _PROVIDER, _MODEL, _SERVED, _ENDPOINT = map(_at, ("provider_name", "model", "served_model", "model_endpoint"))
 _REQUEST, _STOP, _USAGE, _ASKED = map(_at, ("request_id", "stop_reason", "usage", "asked_call_ids"))
 _TOOL_NAME, _CALL, _INPUT, _OUTPUT = map(_at, ("tool_name", "call_id", "input_messages", "output_messages"))
@@ -61,22 +59,7 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
         return None
     get = attributes.get
     role = genai.OPERATIONS.get(operation) if type(operation := get("gen_ai.operation.name")) is str else None
-    values: list[Any] = [
-        raw.trace_id,
-        raw.span_id,
-        raw.parent_span_id,
-        raw.name,
-        raw.kind,
-        start,
-        end,
-        raw.ended,
-        role,
-        "genai",
-        raw.scope.name,
-        None,
-        raw.abandoned_ns,
-        *UNKNOWN,
-    ]
+    values: list[Any] = [*head(raw, role, "genai"), *UNKNOWN]
     if role is _TOOL:
         if raw.name == "execute_tool (merged)":
             return None  # Google ADK's
@@ -128,5 +111,4 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
     values[_AGENT_NAME] = agent_name
     values[_AGENT_ID] = text(get("gen_ai.agent.id"))
     values[_CONVERSATION] = text(get("gen_ai.conversation.id"))
-    values[_SERVICE] = text(raw.resource.attributes.get("service.name"))
     return SpanFacts(*values)
