@@ -282,6 +282,30 @@ def test_where_an_item_ends_is_guessed_right_or_not_at_all(
         assert take_apart(raw) == found
 
 
+def test_a_number_that_python_refuses_ends_the_messages_whatever_stands_before_it() -> None:
+    hi = '{"role":"user","parts":[{"type":"text","content":"hi"}]}'
+    odd = '{"role":"assistant","parts":[{"type":"reasoning","content":"hm"}]}'
+    endless = '{"role":"assistant","parts":[{"type":"tool_call","arguments":{"n":' + "9" * 5000 + "}}]}"
+    memo = ContentMemo()
+    for before in (hi, odd):
+        for items in ([before, before], [before, before, endless], [before, before, endless, hi]):
+            raw = span({"gen_ai.input.messages": f"[{','.join(items)}]"})
+            contents = take_apart(raw, memo)
+            assert contents == take_apart(raw)
+            assert len(chain(contents.attributes["gen_ai.input.messages"])) == 2
+    long = '{"role":"assistant","parts":[{"type":"tool_call","arguments":{"n":"' + "9" * 5000 + '"}}]}'
+    assert len(hashes(span({"gen_ai.input.messages": f"[{hi},{long},{hi}]"}), "gen_ai.input.messages")) == 2 + 1
+
+
+def test_one_long_text_does_not_make_what_follows_long() -> None:
+    memo = ContentMemo()
+    said = [{"role": "user", "parts": [{"type": "text", "content": "x" * 600}]}] * 2
+    first = {"gen_ai.completion": "y" * 5_000 + "\\", "gen_ai.input.messages": json.dumps(said)}
+    assert take_apart(span(first), memo).longest == 5_001
+    contents = take_apart(span({"gen_ai.input.messages": json.dumps([*said, *said])}), memo)
+    assert (contents.longest, contents.has_escapes) == (len(json.dumps(said[0])), False)
+
+
 def test_what_was_parsed_to_find_its_end_is_kept_for_the_reader() -> None:
     contents = take_apart(span({"gen_ai.input.messages": json.dumps(MESSAGES)}))
     elements = contents.attributes["gen_ai.input.messages"].elements

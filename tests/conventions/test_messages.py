@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from step_exporter.conventions import messages as reading
-from step_exporter.conventions.content import CONTENT_KEYS, take_apart
+from step_exporter.conventions.content import CONTENT_KEYS, Contents, take_apart
 from step_exporter.conventions.messages import read_messages
 from step_exporter.facts import Event, Message, RawSpan
 
@@ -592,6 +592,28 @@ def test_arguments_and_results_nested_beyond_every_limit_give_no_error(depth: in
         raw = span({"gen_ai.input.messages": text, "gen_ai.output.messages": text})
         for messages in read_messages(raw, take_apart(raw)):
             assert all(isinstance(message.text, str) for message in messages)
+
+
+def test_the_stack_may_be_deeper_where_a_message_is_read_than_where_it_was_taken_apart() -> None:
+    def read_below(frames: int, raw: RawSpan, contents: Contents) -> Any:
+        return read_below(frames - 1, raw, contents) if frames else read_messages(raw, contents)
+
+    for depth in range(900, 1000):  # about Python's own limit
+        deep = "[" * depth + "]" * depth
+        text = '[{"role": "user", "parts": [{"type": "tool_call", "arguments": ' + deep + "}]}]"
+        raw = span({"gen_ai.input.messages": text})
+        assert read_below(20, raw, take_apart(raw))
+
+
+def test_a_shared_beginning_is_not_kept_for_every_prompt_that_continues_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_CACHED_CHARS", 100_000)
+    said = [{"role": "assistant", "parts": [{"type": "text", "content": "x" * 5_000}]}]
+    called = {"role": "assistant", "parts": [{"type": "tool_call", "id": "c", "name": "f", "arguments": {}}]}
+    for number in range(200):
+        asked = {"role": "user", "parts": [{"type": "text", "content": f"{number}"}]}
+        raw = span({"gen_ai.input.messages": json.dumps([called, *said, asked])})  # two pieces that are made one
+        read_messages(raw, take_apart(raw))
+        assert sum(len(m.text) for prompt in reading._prompts.values() for m in prompt.messages) < 150_000
 
 
 def test_nesting_beyond_every_limit_gives_no_error() -> None:

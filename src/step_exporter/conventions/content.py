@@ -293,7 +293,8 @@ class Contents(Value, frozen=True, eq=False):
     longest: int = 0
     """Characters of the longest element, if ``take_apart`` made this."""
     has_escapes: bool = False
-    """Whether any element has a backslash: JSON's escape, or Python's, as some attributes hold a repr."""
+    """Whether any element has a backslash, if ``take_apart`` made this: JSON's escape, or Python's, as some attributes
+    hold a repr."""
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -346,8 +347,8 @@ class _Head(Value, frozen=True):
     separator: str | None
     elements: tuple[Content, ...]
     longest: int
-    """Characters of the longest element in it or before it in its span, which can only be too many."""
     has_escapes: bool
+    """As of ``Contents``."""
 
 
 class _Taking:
@@ -374,11 +375,14 @@ class _Taking:
     def element(self, text: str, parent: str | None) -> Content:
         """One element, noted."""
         digest, body = _hashed(text, parent)
-        if len(body) > self.longest:
-            self.longest = len(body)
-        if not self.has_escapes:
-            self.has_escapes = "\\" in body
+        self.note(len(body), "\\" in body)
         return Content(digest, parent, body)
+
+    def note(self, longest: int, has_escapes: bool) -> None:
+        """Note the longest of some elements, and whether any has a backslash."""
+        if longest > self.longest:
+            self.longest = longest
+        self.has_escapes = self.has_escapes or has_escapes
 
 
 def is_content(key: str) -> bool:
@@ -571,12 +575,10 @@ def _split_text(text: str, taking: _Taking) -> ContentValue | None:
     known = memo.find(text) if memo is not None else None
     if known is not None:
         start, separator, elements, end = known.start, known.separator, list(known.elements), len(known.text)
-        parent = elements[-1].hash
-        taking.longest = max(taking.longest, known.longest)
-        taking.has_escapes = taking.has_escapes or known.has_escapes
+        parent, longest, has_escapes = elements[-1].hash, known.longest, known.has_escapes
     else:
         start = end = 1 if text.startswith("[{") else _array_start(text)
-        separator, elements, parent = None, list[Content](), None
+        separator, elements, parent, longest, has_escapes = None, list[Content](), None, 0, False
         if not start:
             return None
     cut = False
@@ -607,16 +609,19 @@ def _split_text(text: str, taking: _Taking) -> ContentValue | None:
                 cut = True  # cut off by a length limit, or no JSON: what was read stands, the rest closes
                 break
             item = text[begin:end]
-        element = taking.element(item, parent)
-        elements.append(element)
-        parent = element.hash
-        taking.parsed[parent] = value
+        digest, body = _hashed(item, parent)
+        elements.append(Content(digest, parent, body))
+        longest = max(longest, len(body))
+        has_escapes = has_escapes or "\\" in body
+        taking.parsed[digest] = value
+        parent = digest
     if not elements or not (cut or text.startswith("]", end) or _CLOSED.match(text, end)):
         return None
+    taking.note(longest, has_escapes)
     if len(elements) == 1:
         separator = None  # what follows the one item may be cut off, and is no part of the head
     elif memo is not None:  # one item is parsed again as soon as it is looked up
-        memo.add(_Head(text[:end], start, separator, tuple(elements), taking.longest, taking.has_escapes), known)
+        memo.add(_Head(text[:end], start, separator, tuple(elements), longest, has_escapes), known)
     before, after = text[:start], text[end:]
     if before == "[" and after == "]":
         return ContentValue(("json", "=[", separator or "", "=]"), tuple(elements))
@@ -658,8 +663,9 @@ def _array_start(text: str) -> int:
 
 
 def _edge(text: str, taking: _Taking) -> str | Content:
-    element = taking.element(text, None)
-    return text if len(text) <= _EDGE and element.body == text else element
+    if len(text) <= _EDGE and _hashed(text, None)[1] == text:
+        return text
+    return taking.element(text, None)
 
 
 def _edge_name(edge: str | Content) -> str:

@@ -45,11 +45,25 @@ class GenAIMessage(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 _decode = Decoder(GenAIMessage).decode
+_MAX_DIGITS = 4300
+"""Of an integer; Python refuses to read more."""
+_TOO_MANY = b"0" * (_MAX_DIGITS + 1)
+_DIGITS = bytes([ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(256)])
 
 
 def parse(text: str) -> GenAIMessage | None:
-    """The message that the text is; None where it is not the JSON of one."""
+    """The message that the text is; None where it is not the JSON of one, or JSON that the standard library refuses."""
     try:
-        return _decode(text)
+        message = _decode(text)
     except (MsgspecError, UnicodeEncodeError, RecursionError):
         return None
+    if len(text) > _MAX_DIGITS and any(map(_has_endless_number, message.parts)):
+        return None
+    return message
+
+
+def _has_endless_number(part: Text | Call | Result) -> bool:
+    if isinstance(part, Text):
+        return False
+    raw = bytes(part.arguments if isinstance(part, Call) else part.response)
+    return len(raw) > _MAX_DIGITS and not raw.startswith(b'"') and _TOO_MANY in raw.translate(_DIGITS)

@@ -216,13 +216,16 @@ class _Prompt(Value, frozen=True):
 _NO_PROMPT = _Prompt()
 _MAX_PROMPTS = 256
 _prompts: dict[str, _Prompt] = {}
-"""By the hash of their last element, and with it all that comes before: a loop of 20 steps repeats 400 messages. What
-they hold is in ``_cache`` too, and goes with it."""
+"""By the hash of their last element, and with it all that comes before: a loop of 20 steps repeats 400 messages. They
+count towards the bound of ``_cache``, and are forgotten with it."""
+_MESSAGE_CHARS = 100
+"""What a message in a prompt counts beside its text: its place, and a copy with the tool's name."""
 
 
 def _prompt_so_far(contents: Contents) -> _Prompt | None:
     """The prompt in ``gen_ai.input.messages``, if it is the usual JSON array and not empty: read from where the last
-    known one that it continues ends, so that a message costs the same in a long conversation as in a short one."""
+    known one that it continues ends. What was read before is only copied (10 ns a message)."""
+    global _cached_chars
     if (only := _one_message(contents, "gen_ai.input.messages", "user")) is not None:
         return _Prompt((only,), {}, frozenset(), only.role == "system", says=True)
     value = contents.attributes.get("gen_ai.input.messages")
@@ -239,13 +242,15 @@ def _prompt_so_far(contents: Contents) -> _Prompt | None:
     if at < len(elements):
         prompt = _continued(known, elements[at:], contents) or _continued(_NO_PROMPT, elements, contents)
         assert prompt is not None  # nothing is nameless in a prompt that begins
-        known = prompt
         if len(elements) > 1:
             if at:
                 _prompts.pop(elements[at - 1].hash, None)
             if len(_prompts) >= _MAX_PROMPTS:
                 _prompts.clear()
-            _prompts[elements[-1].hash] = known
+            new = prompt.messages[max(0, len(known.messages) - 1) :]  # the last known one may have grown
+            _cached_chars += sum([len(message.text) for message in new]) + _MESSAGE_CHARS * len(prompt.messages)
+            _prompts[elements[-1].hash] = prompt
+        known = prompt
     return known if known.says else None
 
 
@@ -449,7 +454,7 @@ def _of(raw: Raw) -> Any:
     deeper, it is not asked."""
     try:
         value: Any = json_decode(raw)
-    except MsgspecError:
+    except (MsgspecError, RecursionError):
         pass
     else:
         held = cast("_Object", value).values() if type(value) is dict else (value,)

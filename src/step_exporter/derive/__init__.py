@@ -1,4 +1,4 @@
-"""Facts of a trace to rows: pure, order-free, standard library only."""
+"""Facts of a trace to rows: pure, order-free, without database or OpenTelemetry."""
 
 from .derivation import Derivation
 from .rows import Changes, MessageRow, RunRow, StepMetricsRow, StepRow
