@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec.structs import asdict
 from sqlalchemy import Engine, Text, cast, delete, select, type_coerce
 
 from step_exporter.models import Base, CanonicalJSON, utc_datetime
@@ -70,7 +71,7 @@ def rows_by_id(engine: Engine, table: str) -> dict[tuple[str, str], Row]:
 
 def as_stored(row: Any) -> Row:
     """A row that was derived, as ``rows_by_id`` gives it once it is stored."""
-    fields: Row = row._asdict()
+    fields: Row = asdict(row)
     if "created_ns" in fields:
         fields["created_at"] = utc_datetime(fields.pop("created_ns"))
     return fields

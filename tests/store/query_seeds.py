@@ -107,7 +107,7 @@ def put_facts(conn: Connection, raws: Sequence[RawSpan]) -> None:
     for table in ("organizations", "providers"):
         put(conn, table, [{"id": id_, "name": name} for id_, name in getattr(changes, table)])
     for table in ("runs", "steps", "step_metrics", "messages"):
-        put(conn, table, [_columns(table, row._asdict()) for row in getattr(changes, table)])
+        put(conn, table, [_columns(table, asdict(row)) for row in getattr(changes, table)])
 
 
 def _columns(table: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -446,7 +446,7 @@ def test_every_row_of_telemetry_is_keyed_on_its_trace() -> None:
 )
 def test_the_columns_are_the_fields_of_the_derived_rows_in_their_order(model: type[Base], row: type) -> None:
     columns = [column.name for column in model.__table__.columns if column.name != "updated_at"]
-    assert columns == ["created_at" if field == "created_ns" else field for field in row._fields]
+    assert columns == ["created_at" if field == "created_ns" else field for field in row.__struct_fields__]
 
 
 def test_a_step_needs_no_more_than_its_key_its_state_and_its_start(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""The rows that the derivation makes: one named tuple a table, fields in the order of the columns.
+"""The rows that the derivation makes: one class a table, fields in the order of the columns.
 
 Rows are compared by value to find what changed, so every field is a plain immutable value: JSON
 columns are canonical JSON text already. ``created_ns`` becomes the column ``created_at``.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from step_exporter.facts import Value
 
-class StepRow(NamedTuple):
+
+class StepRow(Value, frozen=True):
     """A row of ``steps`` (``updated_at`` is set by the store)."""
 
     trace_id: str
@@ -51,7 +53,7 @@ class StepRow(NamedTuple):
     created_ns: int
 
 
-class StepMetricsRow(NamedTuple):
+class StepMetricsRow(Value, frozen=True):
     """A row of ``step_metrics``."""
 
     trace_id: str
@@ -73,7 +75,7 @@ class StepMetricsRow(NamedTuple):
     template_id: str | None
 
 
-class RunRow(NamedTuple):
+class RunRow(Value, frozen=True):
     """A row of ``runs`` (``updated_at`` is set by the store)."""
 
     trace_id: str
@@ -99,7 +101,7 @@ class RunRow(NamedTuple):
     created_ns: int
 
 
-class MessageRow(NamedTuple):
+class MessageRow(Value, frozen=True):
     """A row of ``messages``."""
 
     trace_id: str

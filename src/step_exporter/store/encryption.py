@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, insert, select, text
 
 from step_exporter.derive.rows import MessageRow
@@ -243,7 +244,7 @@ def stored_messages(conn: Connection, rows: Iterable[MessageRow]) -> Sequence[Me
     if cipher is None or not _known(conn):
         return tuple(rows)
     columns = _HASHED["messages"]
-    return [row._replace(**{name: cipher.hashed(conn, getattr(row, name)) for name in columns}) for row in rows]
+    return [replace(row, **{name: cipher.hashed(conn, getattr(row, name)) for name in columns}) for row in rows]
 
 
 def open_value(conn: Connection, value: Any, *place: str) -> Any:

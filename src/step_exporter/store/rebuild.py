@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from msgspec.structs import asdict
 from sqlalchemy import Connection, Engine, Text, delete, select, type_coerce, update
 
 from step_exporter.derive import Derivation
@@ -154,7 +155,7 @@ def _derived_rows(conn: Connection, changes: Changes) -> dict[str, _Rows]:
         "runs": changes.runs,
         "messages": stored_messages(conn, changes.messages),
     }
-    return {table: {row.id: _as_stored(row._asdict()) for row in rows} for table, rows in tables.items()}
+    return {table: {row.id: _as_stored(asdict(row)) for row in rows} for table, rows in tables.items()}
 
 
 def _as_stored(row: dict[str, Any]) -> dict[str, Any]:
