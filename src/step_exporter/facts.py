@@ -32,7 +32,7 @@ class Value(Struct, frozen=True, gc=False):
 
     Not a named tuple: one of 54 fields takes 0.4 µs to make instead of 0.2, one of three 0.2 instead of 0.03. And not
     looked at by the garbage collector, as no value can be part of a circle: those of a batch of 512 spans, which live
-    long enough to be looked at three times, took it 5 to 30 µs a span.
+    long enough to be looked at three times, took it 5 to 20 µs a span.
     """
 
 

@@ -157,7 +157,7 @@ class LocalTrees:
     def _count(self, tree: _Tree) -> None:
         """Count what has come since the last time."""
         spans = tree.waiting[tree.counted :]
-        chars = sum(len(span.encoded.row.attributes) for span in spans)
+        chars = sum(span.encoded.chars for span in spans)
         self._waiting += len(spans)
         self._chars += chars
         tree.counted += len(spans)

@@ -211,7 +211,7 @@ def test_e7_an_async_generator_that_another_context_closes(
 
 
 def test_e8_a_second_interpreter_is_refused_by_name(db: Path, tmp_path: Path, assert_invariants: Any) -> None:
-    """orjson can be loaded into one interpreter of a process; the first one's spans are none the worse."""
+    """A compiled module that it needs goes into one interpreter of a process; that one's spans are none the worse."""
     script = tmp_path / "inner.py"
     script.write_text(
         "try:\n    import step_exporter.exporter\nexcept ImportError as error:\n    print(error, flush=True)\n"

@@ -34,7 +34,7 @@ from step_exporter.conventions._draft import Draft, freeze, plain
 from step_exporter.conventions.content import Contents
 from step_exporter.facts import RawSpan, Role, SpanFacts
 
-__all__ = ["read"]
+__all__ = ["plain", "read"]
 
 _BESIDES_GENAI = frozenset[str]().union(
     native.MARKERS,

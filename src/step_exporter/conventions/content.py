@@ -28,7 +28,7 @@ import json
 import math
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, cast
@@ -36,6 +36,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from step_exporter.conventions import genai_message
+from step_exporter.conventions.genai_message import GenAIMessage
 from step_exporter.facts import AttributeValue, Content, ContentValue, Event, RawSpan, Value
 
 MESSAGE_KEYS = frozenset(
@@ -440,11 +441,11 @@ def _content_keys(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, .
     return tuple(sorted(CONTENT_KEYS.intersection(names))), tuple(key for key in names if key.startswith(_FLATTENED))
 
 
-def values_of(contents: Contents) -> Iterator[ContentValue]:
+def values_of(contents: Contents) -> Iterable[ContentValue]:
     """All values, of the span and of its events."""
-    yield from contents.attributes.values()
-    for event in contents.events:
-        yield from event.values()
+    if not contents.events:
+        return contents.attributes.values()
+    return [value for values in (contents.attributes, *contents.events) for value in values.values()]
 
 
 def put_together(key: str, value: ContentValue) -> dict[str, AttributeValue]:
@@ -594,21 +595,13 @@ def _split_text(text: str, taking: _Taking) -> ContentValue | None:
             begin += len(separator)
         if not text.startswith(("{", '"'), begin):
             break
-        value = item = None
-        if is_array:
-            guess = _item_end(text, begin)
-            item = text[begin:guess]
-            value = genai_message.parse(item)
-            is_array = value is not None  # items are mostly of one kind
-        if value is not None and item is not None:
-            end = begin + len(item)
-        else:
-            try:
-                value, end = decoder.raw_decode(text, begin)
-            except (ValueError, RecursionError):
-                cut = True  # cut off by a length limit, or no JSON: what was read stands, the rest closes
-                break
-            item = text[begin:end]
+        try:
+            value, item = _item(text, begin, is_array)
+        except (ValueError, RecursionError):
+            cut = True  # cut off by a length limit, or no JSON: what was read stands, the rest closes
+            break
+        is_array = isinstance(value, GenAIMessage)  # items are mostly of one kind
+        end = begin + len(item)
         digest, body = _hashed(item, parent)
         elements.append(Content(digest, parent, body))
         longest = max(longest, len(body))
@@ -629,6 +622,16 @@ def _split_text(text: str, taking: _Taking) -> ContentValue | None:
     sides = {edge.hash: edge for edge in (opening, closing) if isinstance(edge, Content)}
     form = ("json", _edge_name(opening), separator or "", _edge_name(closing))
     return ContentValue(form, (*elements, *sides.values()))
+
+
+def _item(text: str, begin: int, is_array: bool) -> tuple[Any, str]:
+    """What the item that begins there says, and its text. Raises ``ValueError`` or ``RecursionError`` if it is none."""
+    if is_array:
+        item = text[begin : _item_end(text, begin)]
+        if (message := genai_message.parse(item)) is not None:
+            return message, item
+    value, end = decoder.raw_decode(text, begin)
+    return value, text[begin:end]
 
 
 def _item_end(text: str, begin: int) -> int:

@@ -261,7 +261,7 @@ def _after_system(prompt: _Prompt, contents: Contents) -> tuple[Message, ...]:
 def _continued(prompt: _Prompt, elements: Iterable[Content], contents: Contents) -> _Prompt | None:
     """The prompt with further elements; None if they name a tool that a message before them looked for."""
     new = [message for element in elements for message in _read_element(element, "json", "user", contents.parsed)]
-    asked = {call.id: call.name for message in new for call in message.tool_calls if call.id}
+    asked = _asked(new)
     if not prompt.nameless.isdisjoint(asked):
         return None
     names = {**prompt.names, **asked} if asked else prompt.names
@@ -269,7 +269,7 @@ def _continued(prompt: _Prompt, elements: Iterable[Content], contents: Contents)
     messages = _merged(new, list(prompt.messages))
     nameless = [at for at in range(said, len(messages)) if _is_nameless(messages[at])]
     for at in nameless:
-        messages[at] = replace(messages[at], name=names.get(messages[at].tool_call_id or ""))
+        messages[at] = _named(messages[at], names)
     return _Prompt(
         tuple(messages),
         names,
@@ -286,6 +286,15 @@ def _says_more(message: Message) -> bool:
 
 def _is_nameless(message: Message) -> bool:
     return message.role == "tool" and not message.name and bool(message.tool_call_id)
+
+
+def _asked(messages: Iterable[Message]) -> dict[str, str | None]:
+    """The names of the tools that messages ask for, by the call's id."""
+    return {call.id: call.name for message in messages for call in message.tool_calls if call.id}
+
+
+def _named(message: Message, names: Mapping[str, str | None]) -> Message:
+    return replace(message, name=names.get(message.tool_call_id or ""))
 
 
 def _system(contents: Contents) -> list[Message]:
@@ -751,10 +760,10 @@ def with_tool_names(messages: Sequence[Message], before: Sequence[Message]) -> t
     nameless = [n for n, m in enumerate(messages) if _is_nameless(m)]
     if not nameless:
         return tuple(messages)
-    names = {call.id: call.name for m in (*before, *messages) for call in m.tool_calls if call.id}
+    names = _asked((*before, *messages))
     named = list(messages)
     for n in nameless:
-        named[n] = replace(named[n], name=names.get(named[n].tool_call_id or ""))
+        named[n] = _named(named[n], names)
     return tuple(named)
 
 

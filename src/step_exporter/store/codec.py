@@ -69,6 +69,7 @@ class SpanRow(NamedTuple):
 
 FACT = slice(0, SpanRow._fields.index("role"))
 """The columns that are the fact itself; two rows equal in these are the same fact."""
+_ATTRIBUTES = SpanRow._fields.index("attributes")
 
 
 class Source(Value, frozen=True):
@@ -95,6 +96,11 @@ class Encoded(Value, frozen=True):
     sources: tuple[Source, Source]
     has_escapes: bool
     """Whether reading may give texts that no database takes: NUL or lone surrogates."""
+
+    @property
+    def chars(self) -> int:
+        """The length of its attributes as they are stored."""
+        return len(self.fact[_ATTRIBUTES])
 
     @property
     def row(self) -> SpanRow:

@@ -29,9 +29,9 @@ def settle(
     """Let a span meet the one that is stored under its key. Returns the facts that hold now, if they are new, and
     whether the two collided."""
     encoded = challenger.encoded
-    row = encoded.row
-    if row[FACT] == current[FACT]:
+    if encoded.fact == current[FACT]:
         return None, False
+    row = encoded.row
     ended = row.state == current.state == "ended"
     mine, theirs = _rank(row), _rank(current)
     if mine != theirs and not ended:

@@ -239,11 +239,11 @@ class _driver_needed:  # noqa: N801  reads as a statement
 def _prepare(
     engine: Engine, url: URL, read_only: bool, answer_s: float | None = None, foreign_keys: bool = True
 ) -> None:
-    _engines.add(engine)
-    if sqlite_path(url) is not None and engine.dialect.driver == "pysqlite":
-        _files.add(engine)
     place = display_url(url)
     path = sqlite_path(url)
+    _engines.add(engine)
+    if path is not None and engine.dialect.driver == "pysqlite":
+        _files.add(engine)
 
     def connect(dialect: Dialect, record: object, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
         if read_only and path is not None and not path.exists():

@@ -40,22 +40,8 @@ def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
 
 
 def _unread(raw: RawSpan) -> SpanFacts:
-    return SpanFacts(
-        raw.trace_id,
-        raw.span_id,
-        raw.parent_span_id,
-        raw.name,
-        raw.kind,
-        raw.start_ns,
-        raw.end_ns,
-        raw.ended,
-        Role.OTHER,
-        None,
-        raw.scope.name,
-        None,
-        raw.abandoned_ns,
-        flags=tuple(sorted({*raw.flags, UNREADABLE})),
-    )
+    facts = conventions.plain(raw)
+    return replace(facts, flags=tuple(sorted({*facts.flags, UNREADABLE})))
 
 
 def _is_clean(facts: SpanFacts) -> bool:

@@ -183,15 +183,13 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
                     if source.hash not in hashes and source.hash not in stored:
                         sources.append((trace_id, source.hash, source.body))
                         hashes.add(source.hash)
-            contents = encoded.contents
-            if contents.consumed or contents.events:
-                for value in values_of(contents) if contents.events else contents.attributes.values():
-                    for element in reversed(value.elements):
-                        if element.hash not in hashes and element.hash not in stored:
-                            elements.append((trace_id, element.hash, element.parent_hash, element.body))
-                            hashes.add(element.hash)
-                        elif element.parent_hash is not None:
-                            break  # and so are all those before it, whoever came with them
+            for value in values_of(encoded.contents):
+                for element in reversed(value.elements):
+                    if element.hash not in hashes and element.hash not in stored:
+                        elements.append((trace_id, element.hash, element.parent_hash, element.body))
+                        hashes.add(element.hash)
+                    elif element.parent_hash is not None:
+                        break  # and so are all those before it, whoever came with them
         chosen.append(given)
         rows += [given[span_id].row(work.revision) for span_id in sorted(given)]
     sources.sort()
