@@ -616,6 +616,16 @@ def test_a_shared_beginning_is_not_kept_for_every_prompt_that_continues_it(monke
         assert sum(len(m.text) for prompt in reading._prompts.values() for m in prompt.messages) < 150_000
 
 
+def test_a_text_of_a_class_of_its_own_is_a_text() -> None:
+    class Word(str):
+        pass
+
+    raw = span(
+        {"gen_ai.input.messages": Word("hi"), "gen_ai.output.messages": Word('[{"role":"assistant","parts":[]}]')}
+    )
+    assert [message.text for message in read_messages(raw, take_apart(raw))[0]] == ["hi"]
+
+
 def test_nesting_beyond_every_limit_gives_no_error() -> None:
     for text in ("[" * 100_000, '[{"content":' * 900 + "1" + "}]" * 900, '{"input":' * 5000 + "1" + "}" * 5000):
         raw = span({"gen_ai.input.messages": text, "output.value": text})

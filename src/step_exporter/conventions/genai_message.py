@@ -55,7 +55,7 @@ def parse(text: str) -> GenAIMessage | None:
     """The message that the text is; None where it is not the JSON of one, or JSON that the standard library refuses."""
     try:
         message = _decode(text)
-    except (MsgspecError, UnicodeEncodeError, RecursionError):
+    except (MsgspecError, TypeError, UnicodeEncodeError, RecursionError):  # TypeError: a text of a class of its own
         return None
     if len(text) > _MAX_DIGITS and any(map(_has_endless_number, message.parts)):
         return None
