@@ -93,16 +93,14 @@ class Derivation:
         changes = self._changes()
         return Changes() if self._deleted else changes  # the store has no row of it any more
 
-    def release(self) -> None:
-        """Let go of everything, never to be used again. What is known of a trace refers to itself in circles, which
-        only the garbage collector could free: its passes over the traces of a busy app cost 15 µs a span, and stop
-        that app for a fifth of a second each."""
+    def __del__(self) -> None:
+        """Break the circles in which what is known refers to itself: the garbage collector does not look at them
+        (``Linked``). Nothing in them refers to the derivation, so this happens as soon as it is let go of."""
         if self._is_whole:
             return
         self._loop.release()
         for run in self._runs.values():
-            run.scopes.clear()
-            run.messages.release()
+            run.release()
 
     # ---- rows
 
@@ -302,6 +300,7 @@ class Derivation:
                     deleted.append(run.id)
                 if not run.scopes and not len(run.steps) and run.id in self._runs:
                     del self._runs[run.id]
+                    run.release()
             elif row != run.row:
                 written.append(row)
             run.row = row

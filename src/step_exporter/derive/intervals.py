@@ -100,6 +100,12 @@ class Timeline(Generic[T]):
                 break
             self._reach[later] = reach
 
+    def clear(self) -> None:
+        """Take all out."""
+        self._keys.clear()
+        self._items.clear()
+        self._reach = None
+
     def _reaches(self) -> list[int]:
         if self._reach is None:
             self._reach = list(accumulate((item.end for item in self._items), max))

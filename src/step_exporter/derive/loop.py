@@ -76,18 +76,17 @@ class Loop:
                     self.doubtful_steps[step] = None
 
     def release(self) -> None:
-        """Break the circles of references, see ``Derivation.release``."""
+        """Break the circles of references, see ``Derivation.__del__``."""
         self.tree.release()
+        for step in self.explicit.values():
+            step.release()
+        for call in self.calls.values():
+            if call.step is not None:
+                call.step.release()
         for scope in self.scopes.values():
             for entry in scope.entries:
-                entry.step.entries.clear()
-                entry.step.calls.clear()
-                entry.step.pseudo = entry.step.scope = entry.step.run = None
-            scope.steps.clear()
-            scope.called.clear()
-            scope.run = scope.last = None
-        for call in self.calls.values():
-            call.scope = call.step = None
+                entry.step.release()
+            scope.release()
 
     # ---- registering a span, and taking it back
 
@@ -272,7 +271,7 @@ class Loop:
         """Find the request of an LLM span, and those of all that have to be looked at with it (``grouped``)."""
         if is_alone(node, self.tree.families):
             if node.request is None:
-                self._enter(Entry([node], is_request=True))
+                self._enter_request([node])
                 return
             if len(node.request.spans) == 1:
                 return
@@ -288,35 +287,41 @@ class Loop:
                 for span in spans:
                     if span.request is not None:
                         self._dissolve(span.request)
-                self._enter(Entry(spans, is_request=True))
+                self._enter_request(spans)
         for span in members:
             self._llms.pop(span, None)
 
+    def _enter_request(self, spans: list[Node]) -> None:
+        """Put the spans of a request where the first of them stands, and into its step."""
+        anchor = spans[0]
+        key = anchor.below.step
+        if key is None and len(spans) > 1:
+            key = next((key for span in spans if (key := span.below.step) is not None), None)
+        step = self._explicit_step(key) if key is not None else Step()
+        entry = Entry(spans, self.scope(anchor.below.run), step)
+        step.entries[entry] = None
+        for span in spans:
+            span.request = entry
+            for call_id in span.facts.asked_call_ids:
+                entry.asked[call_id] = None
+        for call_id in entry.asked:
+            entry.scope.asked.setdefault(call_id, Timeline()).add(entry)
+        self._load(anchor, entry.agent)
+        self._enter(entry)
+
+    def _enter_bare(self, anchor: Node, step: Step) -> Entry:
+        """Put a step without a request where its anchor stands."""
+        entry = step.pseudo = Entry([anchor], self.scope(anchor.below.run), step, is_request=False)
+        self._enter(entry)
+        return entry
+
     def _enter(self, entry: Entry) -> None:
-        """Put an entry where its first span stands, and into its step."""
-        anchor = entry.spans[0]
-        below = anchor.below
-        entry.scope = self.scope(below.run)
         entry.scope.entries.add(entry)
-        entry.agent = below.agent
         if entry.agent is not None:
             timeline = self._agent_entries.get(entry.agent)
             if timeline is None:
                 timeline = self._agent_entries[entry.agent] = Timeline()
             timeline.add(entry)
-        if entry.is_request:
-            key = below.step
-            if key is None and len(entry.spans) > 1:
-                key = next((key for span in entry.spans if (key := span.below.step) is not None), None)
-            entry.step = self._explicit_step(key) if key is not None else Step(None)
-            entry.step.entries[entry] = None
-            for span in entry.spans:
-                span.request = entry
-                for call_id in span.facts.asked_call_ids:
-                    entry.asked[call_id] = None
-            for call_id in entry.asked:
-                entry.scope.asked.setdefault(call_id, Timeline()).add(entry)
-            self._load(anchor, entry.agent)
         self.doubtful_steps[entry.step] = None
         self._entered.append(entry)
         self.doubtful_scopes[entry.scope] = None
@@ -382,9 +387,7 @@ class Loop:
             if step.pseudo is not None and (not bare or step.pseudo.spans[0] is not anchor):
                 self._dissolve(step.pseudo)
             if bare and step.pseudo is None and anchor is not None:
-                step.pseudo = Entry([anchor], is_request=False)
-                step.pseudo.step = step
-                self._enter(step.pseudo)
+                self._enter_bare(anchor, step)
 
     def _place_agents(self) -> None:
         """An ended agent span that no LLM request belongs to is one step."""
@@ -400,11 +403,7 @@ class Loop:
             )
             entry: Entry | None = node.request
             if alone and entry is None:
-                entry = node.request = Entry([node], is_request=False)
-                entry.step = Step(None)
-                entry.step.pseudo = entry
-                entry.step.carriers[facts.span_id] = node
-                self._enter(entry)
+                node.request = self._enter_bare(node, Step(carriers={facts.span_id: node}))
             elif not alone and entry is not None and not entry.is_request:
                 self._dissolve(entry)
                 self._agents.pop(node, None)

@@ -15,6 +15,7 @@ from step_exporter.facts import Message, ToolCall, Value
 
 from . import ids
 from .intervals import Order
+from .linked import Linked
 from .rows import MessageRow
 
 
@@ -28,20 +29,21 @@ class Source(Value, frozen=True):
     outputs: tuple[Message, ...]
 
 
-class Said:
+class Said(Linked, eq=False):
     """A message in the tree."""
 
-    __slots__ = ("answers", "by_message", "first_input", "id", "kids", "parent", "position", "prompts")
-
-    def __init__(self, message_id: str, parent: Said | None) -> None:
-        self.id = message_id
-        self.parent = parent
-        self.position = parent.position + 1 if parent is not None else -1
-        self.kids: dict[str, Said] = {}
-        self.by_message: dict[tuple[object, ...], Said] = {}  # spares the hash of what was said before
-        self.prompts: list[tuple[Order, Source]] = []  # prompts that end here
-        self.answers: list[tuple[Order, int, Source]] = []  # answers that this is part of, with its index there
-        self.first_input: Source | None = None  # the first prompt that contains it
+    id: str
+    parent: Said | None
+    position: int
+    kids: dict[str, Said] = {}
+    by_message: dict[tuple[object, ...], Said] = {}
+    """Spares the hash of what was said before."""
+    prompts: list[tuple[Order, Source]] = []
+    """Prompts that end here."""
+    answers: list[tuple[Order, int, Source]] = []
+    """Answers that this is part of, with its index there."""
+    first_input: Source | None = None
+    """The first prompt that contains it."""
 
 
 class MessageTree:
@@ -51,7 +53,7 @@ class MessageTree:
 
     def __init__(self, start: str) -> None:
         self.start = start
-        self.root = Said(start, None)
+        self.root = Said(start, None, -1)
         self.dirty: dict[str, Said] = {}
         self.gone: set[str] = set()
         self._last: tuple[tuple[Message, ...], Said] = ((), self.root)
@@ -115,11 +117,12 @@ class MessageTree:
             todo.extend(said.kids.values())
 
     def release(self) -> None:
-        """Break the circles of references, see ``Derivation.release``."""
+        """Break the circles of references, see ``Derivation.__del__``."""
         todo = [self.root]
         while todo:
             said = todo.pop()
             todo.extend(said.kids.values())
+            said.parent = None
             said.kids.clear()
             said.by_message.clear()
 
@@ -131,7 +134,7 @@ class MessageTree:
         message_id = _id(node.id, message)
         kid = node.kids.get(message_id)
         if kid is None:
-            kid = node.kids[message_id] = Said(message_id, node)
+            kid = node.kids[message_id] = Said(message_id, node, node.position + 1)
             self.gone.discard(message_id)
             self.dirty[message_id] = kid
         node.by_message[said] = kid
@@ -143,6 +146,7 @@ class MessageTree:
                 return  # gone with what was below it
             self.dirty.pop(node.id, None)
             self.gone.add(node.id)
+            node.by_message.clear()  # of those that went before it, which refer to it
             node = node.parent
 
     def row(self, said: Said, trace_id: str, run_id: str | None) -> MessageRow:

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from .intervals import Order, Timeline
+from .linked import Linked
 from .messages import MessageTree, Source
 from .rows import RunRow
 from .steps import Built
 from .tree import Node, step_key
 
 
-class Entry:
-    """A point of the loop: an LLM request (``spans`` are those that saw it), or a step without one."""
+class Entry(Linked, eq=False):
+    """A point of the loop that tools can belong to."""
 
-    __slots__ = ("agent", "asked", "end", "is_request", "order", "scope", "spans", "step")
-
+    spans: list[Node]
+    """Of an LLM request those that saw it; else the one of the step without a request."""
     scope: Scope
     step: Step
+    is_request: bool = True
+    order: Order = (0, "")
+    end: int = 0
+    agent: Node | None = None
+    asked: dict[str, None] = {}
+    """The ids of the tool calls that it asked for."""
 
-    def __init__(self, spans: list[Node], is_request: bool) -> None:
-        self.spans = spans
-        self.is_request = is_request
-        self.order: Order = spans[0].order
+    def __post_init__(self) -> None:
+        spans = self.spans
+        self.order = spans[0].order
         self.end = spans[0].end if len(spans) == 1 else max(node.end for node in spans)
-        self.agent: Node | None = None
-        self.asked: dict[str, None] = {}
+        self.agent = spans[0].below.agent
 
 
-class Call:
+class Call(Linked, eq=False):
     """A tool call: the span that stands for it, and those of the same call below it."""
 
-    __slots__ = ("agent", "end", "head", "order", "scope", "spans", "step")
+    head: Node
+    order: Order = (0, "")
+    end: int = 0
+    scope: Scope | None = None
+    """None while its head is not known as such."""
+    agent: Node | None = None
+    """The innermost agent above it then."""
+    spans: dict[str, Node] = {}
+    step: Step | None = None
 
-    def __init__(self, head: Node) -> None:
-        self.head = head
-        self.order: Order = head.order
-        self.end = head.end
-        self.scope: Scope | None = None  # None while its head is not known as such
-        self.agent: Node | None = None  # the innermost agent above it then
-        self.spans: dict[str, Node] = {}
-        self.step: Step | None = None
+    def __post_init__(self) -> None:
+        self.order, self.end = self.head.order, self.head.end
 
     @property
     def ids(self) -> set[str]:
@@ -104,42 +111,38 @@ class Scope:
         """Whether a span that opens it was not below the tool that called it."""
         return any(node.inferred is not None for node in self.openers.values())
 
+    def release(self) -> None:
+        """Break the circles of references, see ``Derivation.__del__``."""
+        for held in (self.entries, self.asked, self.calls, self.calls_by_id, self.steps, self.openers, self.called):
+            held.clear()
+        self.last = self.run = None
 
-class Step:
+
+class Step(Linked, eq=False):
     """A step: what belongs to it, and what was made of it."""
 
-    __slots__ = (
-        "agents",
-        "built",
-        "calls",
-        "carriers",
-        "end",
-        "entries",
-        "id",
-        "key",
-        "order",
-        "parent_tool",
-        "pseudo",
-        "run",
-        "scope",
-        "sources",
-    )
+    key: str | None = None
+    """Of an explicit step."""
+    id: str = ""
+    """Once it is built."""
+    carriers: dict[str, Node] = {}
+    """The spans that say they are this step, or the agent span it is."""
+    entries: dict[Entry, None] = {}
+    pseudo: Entry | None = None
+    """Its own entry where it has no request."""
+    calls: dict[Call, None] = {}
+    built: Built | None = None
+    scope: Scope | None = None
+    agents: dict[Node, None] = {}
+    """The agents that its rows depend on."""
+    parent_tool: Node | None = None
+    """The tool span whose call's step is its parent."""
+    sources: dict[str, tuple[MessageTree, Source]] = {}
 
-    def __init__(self, key: str | None = None) -> None:
-        self.key = key  # of an explicit step
-        self.id = ""  # once it is built
-        self.carriers: dict[str, Node] = {}  # the spans that say they are this step, or the agent span it is
-        self.entries: dict[Entry, None] = {}
-        self.pseudo: Entry | None = None  # its own entry where it has no request
-        self.calls: dict[Call, None] = {}
-        self.built: Built | None = None
-        self.scope: Scope | None = None
-        self.agents: dict[Node, None] = {}  # the agents that its rows depend on
-        self.parent_tool: Node | None = None  # the tool span whose call's step is its parent
-        self.run: RunState | None = None  # the run that counts it, at this place:
-        self.order: Order = (0, "")
-        self.end = 0
-        self.sources: dict[str, tuple[MessageTree, Source]] = {}
+    run: RunState | None = None
+    """The run that counts it, at this place:"""
+    order: Order = (0, "")
+    end: int = 0
 
     def anchor(self) -> Node | None:
         """Its first span: of an explicit step, of those whose parent does not say the same (baggage copies an id to
@@ -153,6 +156,12 @@ class Step:
             return next(iter(self.carriers.values()))
         tops = [node for node in self.carriers.values() if not self._repeats(node)]
         return min(tops or self.carriers.values(), key=lambda node: node.order)
+
+    def release(self) -> None:
+        """Break the circles of references, see ``Derivation.__del__``."""
+        self.entries.clear()
+        self.calls.clear()
+        self.pseudo = None
 
     def _repeats(self, node: Node) -> bool:
         parent = node.inferred or node.base
@@ -208,6 +217,12 @@ class RunState:
         self.steps.remove(step)
         step.run = None
         self._count(built, -1)
+
+    def release(self) -> None:
+        """Break the circles of references, see ``Derivation.__del__``."""
+        self.scopes.clear()
+        self.steps.clear()
+        self.messages.release()
 
     def _count(self, built: Built, sign: int) -> None:
         prompt, completion = self.sums

@@ -15,16 +15,19 @@ Two rules bend the tree where instrumentations put a span beside what it belongs
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from step_exporter.facts import Role, SpanFacts
+from msgspec.structs import replace
+
+from step_exporter.facts import Role, SpanFacts, Value
 
 from .intervals import UNKNOWN, Order, Timeline
+from .linked import Linked
 
 TOOL_BETWEEN, STEP_BETWEEN, SERVICE_BETWEEN = 1, 2, 4
 
 
-class Context(NamedTuple):
+class Context(Value, frozen=True):
     """What a span inherits from the spans above it."""
 
     run: str = ""
@@ -50,65 +53,52 @@ class Context(NamedTuple):
 OUTSIDE = Context()
 
 
-class Node:
+class Node(Linked, eq=False):
     """A span in the tree."""
 
-    __slots__ = (
-        "agents_below",
-        "base",
-        "base_context",
-        "below",
-        "call",
-        "called_in",
-        "context",
-        "cut",
-        "end",
-        "facts",
-        "fresh",
-        "inferred",
-        "kids",
-        "llm_above",
-        "llm_kids",
-        "load",
-        "loaded",
-        "native_of",
-        "noted",
-        "opened",
-        "order",
-        "parent_id",
-        "request",
-        "step",
-        "twin_of",
-    )
-
     facts: SpanFacts
-    order: Order
-    end: int
+    order: Order = (0, "")
+    end: int = 0
     """In ns; ``UNKNOWN`` while the span is open."""
-    request: Any
-    call: Any
-    step: Any
+    parent_id: str | None = None
+    base: Node | None = None
+    """Where it hangs, but for an inferred parent."""
+    twin_of: Node | None = None
+    """The agent that it stands for."""
+    inferred: Node | None = None
+    """The tool that called it."""
+    cut: bool = False
+    """Taken as a root, to break a cycle of parents."""
+    kids: dict[str, Node] = {}
+    context: Context = OUTSIDE
+    base_context: Context = OUTSIDE
+    below: Context = OUTSIDE
+    fresh: bool = True
+    """Contexts not made yet."""
+    noted: int = 0
+    """1 while the inference of parents knows it, 2 where it is an agent that may have been called."""
+    agents_below: int = 0
+    """Of a tool: agents that it called."""
+    called_in: Node | None = None
+    """Of an agent: the tool whose agents_below counts it."""
 
-    def __init__(self, facts: SpanFacts) -> None:
-        self.base: Node | None = None  # where it hangs, but for an inferred parent
-        self.twin_of: Node | None = None  # the agent that it stands for
-        self.inferred: Node | None = None  # the tool that called it
-        self.cut = False  # taken as a root, to break a cycle of parents
-        self.kids: dict[str, Node] = {}
-        self.context = self.base_context = self.below = OUTSIDE
-        self.fresh = True  # contexts not made yet
-        self.noted = 0  # 1 while the inference of parents knows it, 2 where it is an agent that may have been called
-        self.agents_below = 0  # of a tool: agents that it called
-        self.called_in: Node | None = None  # of an agent: the tool whose agents_below counts it
-        # What the derivation has registered of it
-        self.request = self.call = self.step = None
-        self.llm_above: Node | None = None
-        self.llm_kids: dict[str, Node] = {}
-        self.native_of: str | None = None  # the run that its native run id gives a name to
-        self.opened: Any = None  # of an agent or workflow: the scope that it opens, and the one that it stands in
-        self.load = 0  # of an agent: what makes it no step of its own
-        self.loaded: tuple[Node, ...] = ()  # the agents whose load counts it
-        self.take(facts)
+    # What the loop has registered of it
+    request: Any = None
+    call: Any = None
+    step: Any = None
+    llm_above: Node | None = None
+    llm_kids: dict[str, Node] = {}
+    native_of: str | None = None
+    """The run that its native run id gives a name to."""
+    opened: Any = None
+    """Of an agent or workflow: the scope that it opens, and the one that it stands in."""
+    load: int = 0
+    """Of an agent: what makes it no step of its own."""
+    loaded: tuple[Node, ...] = ()
+    """The agents whose load counts it."""
+
+    def __post_init__(self) -> None:
+        self.take(self.facts)
 
     def take(self, facts: SpanFacts) -> None:
         """Become what the facts say."""
@@ -192,9 +182,10 @@ def context_below(node: Node, above: Context) -> Context:
     role = facts.role
     if role is Role.OTHER and facts.run_id is None and facts.step_id is None and facts.agent_name is None:
         if (facts.kind == "server" or facts.kind == "consumer") and not above.between & SERVICE_BETWEEN:
-            return above._replace(between=above.between | SERVICE_BETWEEN)
+            return replace(above, between=above.between | SERVICE_BETWEEN)
         return above  # most spans: nothing to make
-    run, agent, step, tool, llm, service, call_id, between, name = above
+    run, agent, step, tool, llm = above.run, above.agent, above.step, above.tool, above.llm
+    service, call_id, between, name = above.service, above.call_id, above.between, above.agent_name
     if role is Role.AGENT or role is Role.WORKFLOW:
         if opens_run(facts, above):
             run = facts.span_id
@@ -267,7 +258,7 @@ class Tree:
         return moved
 
     def release(self) -> None:
-        """Break the circles of references, see ``Derivation.release``."""
+        """Break the circles of references, see ``Derivation.__del__``."""
         for node in self.nodes.values():
             node.context = node.base_context = node.below = OUTSIDE
             node.base = node.twin_of = node.inferred = node.called_in = node.llm_above = None

@@ -89,7 +89,6 @@ class Work:
         known = self.known or self._begun(is_whole=finished)
         changes = known.derivation.apply(self.facts.values())
         if finished and not self.came_back and len(known.derivation) <= _MAX_RELOADED:
-            known.derivation.release()
             known = None
         self.known = known
         return changes
