@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Table, bindparam, delete, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, update
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
@@ -38,6 +38,8 @@ _TRACES_SQL = {
 _MANY = 4
 """From so many rows on ``copying`` is cheaper than an INSERT for each row."""
 _MAX_STATEMENTS = 200
+_GIVEN = "given_"
+"""How the names of values begin: in an UPDATE, SQLAlchemy keeps those of the columns for itself."""
 
 
 class Statement:
@@ -46,7 +48,7 @@ class Statement:
     def __init__(self, clause: ClauseElement, dialect: Dialect, names: Sequence[str]) -> None:
         compiled = clause.compile(dialect=dialect)
         positions: Sequence[str] = getattr(compiled, "positiontup", None) or ()
-        order = [names.index(name) for name in positions]
+        order = [names.index(name.removeprefix(_GIVEN)) for name in positions]
         self.sql = str(compiled)
         self._arranged: Callable[[Row], Row] | None = None
         if order != list(range(len(names))):
@@ -105,7 +107,7 @@ class Statements:
         copied, rows = self._copied(conn, table, columns, _stored(conn, table, columns, rows), new_traces)
         if not rows:
             return copied
-        columns, rows = self._given(columns, rows)
+        columns, rows = self._known(columns, rows)
         at_once = self._at_once(rows)
         made = self._made.get(("insert", table, columns, at_once))
         if made is None:
@@ -128,7 +130,7 @@ class Statements:
         if not rows:
             return
         written = tuple(columns)
-        columns, rows = self._given(columns, rows)
+        columns, rows = self._known(columns, rows)
         at_once = self._at_once(rows)
         made = self._made.get(("upsert", table, written, columns, at_once))
         if made is None:
@@ -146,31 +148,27 @@ class Statements:
         """Set columns of rows; a row is the values of its keys, then of the columns."""
         if not rows:
             return
-        rows = _stored(conn, table, (*keys, *columns), rows)
-        made = self._made.get(("update", table, *columns))
+        names = (*keys, *columns)
+        rows = _stored(conn, table, names, rows)
+        at_once = self._at_once(rows)
+        made = self._made.get(("update", table, names, at_once))
         if made is None:
-            target = TABLES[table]
-            clause = update(target).where(*(target.c[name] == bindparam(f"key_{name}") for name in keys))
-            names = [*(f"key_{name}" for name in keys), *columns]
-            clause = clause.values({name: bindparam(name) for name in columns})
-            made = self._keep(("update", table, *columns), clause, names)
+            target, given = TABLES[table], _given(table, names, at_once)
+            clause = update(target).where(*(target.c[name] == given[name] for name in keys))
+            clause = clause.values({name: given[name] for name in columns})
+            made = self._keep(("update", table, names, at_once), clause, names, table if at_once else None)
         made.run(conn, rows)
 
     def delete(self, conn: Connection, table: str, rows: Collection[Row]) -> None:
         """Delete rows by their primary keys."""
         if not rows:
             return
-        rows = _stored(conn, table, _keys(TABLES[table]), rows)
+        keys = _keys(TABLES[table])
+        rows = _stored(conn, table, keys, rows)
         at_once = self._at_once(rows)
         made = self._made.get(("delete", table, at_once))
         if made is None:
-            target = TABLES[table]
-            keys = _keys(target)
-            given: Mapping[str, Any] = {name: bindparam(name) for name in keys}
-            if at_once:
-                from step_exporter.store.copying import arrays
-
-                given = dict(arrays(target, keys).subquery("given").c.items())
+            target, given = TABLES[table], _given(table, keys, at_once)
             clause = delete(target).where(*(target.c[name] == given[name] for name in keys))
             made = self._keep(("delete", table, at_once), clause, keys, table if at_once else None)
         made.run(conn, rows)
@@ -232,24 +230,24 @@ class Statements:
         """INSERT of one row or, at once, of the rows of arrays."""
         insert = self._insert(TABLES[table])
         if not at_once:
-            return insert.values({name: bindparam(name) for name in columns})
+            return insert.values(_given(table, columns, at_once=False))
         from step_exporter.store.copying import arrays
 
         return insert.from_select(columns, arrays(TABLES[table], columns), include_defaults=False)
 
-    def _given(self, columns: Sequence[str], rows: Collection[Row]) -> tuple[tuple[str, ...], Collection[Row]]:
+    def _known(self, columns: Sequence[str], rows: Collection[Row]) -> tuple[tuple[str, ...], Collection[Row]]:
         """Rows without the columns that are NULL in all of them. SQLite's driver looks for an adapter of each None that
         it is given: 0.5 µs on Python 3.11, and half of a step's columns are mostly unknown."""
         if self._postgresql:
             return tuple(columns), rows
-        given = [
+        known = [
             (name, values)
             for name, values in zip(columns, zip(*rows, strict=True), strict=True)
             if values[0] is not None or values.count(None) < len(values)  # to compare None with a text takes 30 ns
         ]
-        if len(given) == len(columns):
+        if len(known) == len(columns):
             return tuple(columns), rows
-        names, kept = zip(*given, strict=True)
+        names, kept = zip(*known, strict=True)
         return names, list(zip(*kept, strict=True))
 
     def _keep(
@@ -272,6 +270,15 @@ def _stored(conn: Connection, table: str, columns: Sequence[str], rows: Collecti
     """Rows as they are stored: encrypted, where the database is."""
     cipher = cipher_of(conn)
     return rows if cipher is None else cipher.sealed_rows(conn, table, columns, rows)
+
+
+def _given(table: str, names: Sequence[str], at_once: bool) -> Mapping[str, ColumnElement[Any]]:
+    """What a statement takes, by column: the values of one row or, at once, the rows of arrays."""
+    if not at_once:
+        return {name: bindparam(_GIVEN + name) for name in names}
+    from step_exporter.store.copying import arrays
+
+    return dict(arrays(TABLES[table], names).subquery("given").c.items())
 
 
 def _keys(table: Table) -> list[str]:

@@ -8,7 +8,7 @@ COPY into a temporary table that is kept, and INSERT … SELECT from there, whic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -114,7 +114,7 @@ class ArrayStatement:
 
     def __init__(self, clause: ClauseElement, dialect: Dialect, table: Table, columns: Sequence[str]) -> None:
         self.sql = str(clause.compile(dialect=dialect))
-        self._literals = [_text_array if isinstance(_type(table, name), Text) else _array for name in columns]
+        self._literals = [_array(_type(table, name)) for name in columns]
 
     def run(self, conn: Connection, rows: Collection[Row]) -> int:
         """Execute for rows; how many rows of the table that touched."""
@@ -140,19 +140,32 @@ def _type(table: Table, column: str) -> TypeEngine[Any]:
     return _TYPES[(kind.impl_instance if isinstance(kind, TypeDecorator) else kind).python_type]
 
 
-def _text_array(values: Sequence[str | None]) -> str:
-    """Texts as PostgreSQL reads an array."""
-    quoted = ["NULL" if value is None else '"' + value + '"' for value in values]
-    text = ",".join(quoted)
+def _array(type_: TypeEngine[Any]) -> Callable[[Sequence[Any]], str]:
+    """How the values of a column become what PostgreSQL reads as an array."""
+    of_known = _texts if isinstance(type_, Text) else _numbers if isinstance(type_, BigInteger | Boolean) else _others
+
+    def literal(values: Sequence[Any]) -> str:
+        if values[0] is None and values.count(None) == len(values):  # half of a step's columns are mostly unknown
+            return "{NULL" + ",NULL" * (len(values) - 1) + "}"
+        return "{" + of_known(values) + "}"
+
+    return literal
+
+
+def _texts(values: Sequence[str | None]) -> str:
+    text = ",".join(["NULL" if value is None else '"' + value + '"' for value in values])
     if "\\" in text or text.count('"') != 2 * (len(values) - values.count(None)):
         escaped = (None if value is None else value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
         text = ",".join(["NULL" if value is None else '"' + value + '"' for value in escaped])
-    return "{" + text + "}"
+    return text
 
 
-def _array(values: Sequence[Any]) -> str:
-    """Numbers, truths, times or bytes as PostgreSQL reads an array."""
-    return "{" + ",".join(["NULL" if value is None else _element(value) for value in values]) + "}"
+def _numbers(values: Sequence[Any]) -> str:
+    return ",".join(["NULL" if value is None else str(value) for value in values])
+
+
+def _others(values: Sequence[Any]) -> str:
+    return ",".join(["NULL" if value is None else _element(value) for value in values])
 
 
 def _element(value: Any) -> str:
