@@ -19,6 +19,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from sdk_spans import AGENT, LLM, SECRET, adds_up, ended, fail_with, provider_for, query, run_program
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.facts import Scope
+from step_exporter.redaction import FAILED
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.load import load_spans
 
@@ -165,6 +166,29 @@ def test_a_redaction_that_fails_stores_nothing_of_the_text(db: Path) -> None:
     fail_with(provider_for(exporter), SECRET)
     assert SECRET.encode() not in on_disk(db)
     assert query(db, "SELECT count(*) FROM spans") == [(1,)]
+    exporter.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("redact", "why"),
+    [
+        (lambda name, text: 1 / 0, "ZeroDivisionError"),
+        (lambda name, text: None, "it gave NoneType, no text"),
+        (lambda text: text, "TypeError"),
+    ],
+)
+def test_a_redaction_that_fails_on_everything_loses_no_span_and_is_said_once(
+    db: Path, redact: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = StepSpanExporter(db, redact=redact)
+    for _ in range(2):
+        fail_with(provider_for(exporter), SECRET)
+    assert exporter.stats().let_go == 0
+    assert query(db, "SELECT DISTINCT name, flags FROM spans") == [(FAILED, '["redaction_failed"]')]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "redact failed" in line
+    assert why in line
+    assert SECRET not in line
     exporter.shutdown()
 
 

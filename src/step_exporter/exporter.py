@@ -31,10 +31,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from step_exporter import environment
 from step_exporter.conventions.content import strip
 from step_exporter.errors import ConfigurationError, DatabaseError, EncryptionError, StepExporterError
-from step_exporter.facts import RawSpan
+from step_exporter.facts import REDACTION_FAILED, RawSpan
 from step_exporter.forks import rest_while_forking
 from step_exporter.keeper import Retention
-from step_exporter.redaction import Redact, redacted
+from step_exporter.redaction import FAILED, Redact, redacted
 from step_exporter.sdk import SpanConverter
 from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
@@ -343,8 +343,12 @@ class StepSpanExporter(SpanExporter):
         if not settings.content:
             raws = [strip(raw) for raw in raws]
         if settings.redact is not None:
-            raws = [redacted(raw, settings.redact) for raw in raws]
+            raws = [redacted(raw, settings.redact, self._redaction_failed) for raw in raws]
         return raws
+
+    def _redaction_failed(self, name: str, why: str) -> None:
+        message = "step_exporter: redact failed on %s (%s); '%s' is stored in place of such texts"
+        self._notices.say(REDACTION_FAILED, message, name[:100], why, FAILED)
 
     def _opened(self) -> tuple[_Settings, SharedWriter]:
         settings = self._settings or self._read_settings()

@@ -36,6 +36,10 @@ class Value(Struct, frozen=True, gc=False):
     """
 
 
+REDACTION_FAILED = "redaction_failed"
+"""The flag of a span of which a text could not be redacted, so that it is not stored (``redaction``)."""
+
+
 class Role(StrEnum):
     """What a span is in an agent's loop."""
 

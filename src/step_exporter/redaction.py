@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from step_exporter.facts import AttributeValue, RawSpan
+from step_exporter.facts import REDACTION_FAILED, AttributeValue, RawSpan
 
 Redact = Callable[[str, str], str]
 """Takes the name of an attribute and a text in it, gives the text to store."""
@@ -18,20 +18,29 @@ STATUS_MESSAGE = "status.message"
 """The names under which a span's name and its status message are given."""
 
 
-def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
+def redacted(raw: RawSpan, redact: Redact, failed: Callable[[str, str], object]) -> RawSpan:
     """The span with every text in its attributes, events, links, name, status message, resource and scope given to
     ``redact``.
 
     Texts within sequences and mappings are given one by one, under the attribute's name. Where ``redact`` raises or
-    gives anything but a text, the text is replaced: what might be a secret is not stored.
+    gives anything but a text, the text is replaced: what might be a secret is not stored. The span is flagged then,
+    and kept, as what is replaced may be what said that it matters; ``failed`` is told the name and the kind of error.
     """
+    has_failed = False
 
     def text(name: str, value: str) -> str:
+        nonlocal has_failed
         try:
             result = cast(object, redact(name, value))
-        except Exception:
-            return FAILED
-        return result if isinstance(result, str) else FAILED
+        except Exception as error:
+            why = type(error).__name__
+        else:
+            if isinstance(result, str):
+                return result
+            why = f"it gave {type(result).__name__}, no text"
+        has_failed = True
+        failed(name, why)
+        return FAILED
 
     def value_of(name: str, value: AttributeValue) -> AttributeValue:
         if isinstance(value, str):
@@ -45,7 +54,7 @@ def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
     def all_of(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
         return {key: value_of(key, value) for key, value in attributes.items()}
 
-    return replace(
+    safe = replace(
         raw,
         name=text(SPAN_NAME, raw.name),
         status_message=None if raw.status_message is None else text(STATUS_MESSAGE, raw.status_message),
@@ -55,3 +64,4 @@ def redacted(raw: RawSpan, redact: Redact) -> RawSpan:
         resource=replace(raw.resource, attributes=all_of(raw.resource.attributes)),
         scope=replace(raw.scope, attributes=all_of(raw.scope.attributes)),
     )
+    return replace(safe, flags=tuple(sorted({*safe.flags, REDACTION_FAILED}))) if has_failed else safe

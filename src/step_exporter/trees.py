@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from step_exporter.facts import Role, SpanFacts
+from step_exporter.facts import REDACTION_FAILED, Role, SpanFacts
 from step_exporter.store.prepare import Prepared
 
 Key = tuple[str, str]
@@ -21,8 +21,13 @@ Key = tuple[str, str]
 
 
 def is_meaningful(facts: SpanFacts) -> bool:
-    """Whether a span makes its tree worth keeping."""
-    return facts.role is not Role.OTHER or facts.step_id is not None or facts.run_id is not None
+    """Whether a span makes its tree worth keeping. Where its redaction failed nobody can say."""
+    return (
+        facts.role is not Role.OTHER
+        or facts.step_id is not None
+        or facts.run_id is not None
+        or REDACTION_FAILED in facts.flags
+    )
 
 
 class Sifted(NamedTuple):

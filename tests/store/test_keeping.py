@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from in_loop import InLoop
+from msgspec.structs import replace
 from query_seeds import DAY_NS, TABLES, trace_id
 from sqlalchemy import Engine, func, select, text
 
@@ -202,6 +203,24 @@ def test_a_deleted_run_keeps_its_steps_and_does_not_come_back(store: Any, writer
     assert store.verify() == []
 
 
+def test_a_deleted_step_keeps_its_messages_and_does_not_come_back(store: Any, engine: Engine, writer: Writer) -> None:
+    spans = agent_trace()
+    writer.write(spans)
+    first, second = (store.step(one.span_id) for one in (spans[0], spans[2]))
+    said = [message.id for message in store.messages(trace_id=trace_id(1))]
+    assert store.delete(step_id=first.id, trace_id=first.trace_id[:8], by="ann") == 1
+    assert [step.id for step in store.steps()] == [second.id]
+    assert count(engine, "step_metrics") == 1
+    assert [message.id for message in store.messages(trace_id=trace_id(1))] == said
+    assert {message.step_id for message in store.messages(trace_id=trace_id(1))} == {None}
+    assert [run.step_count for run in store.runs()] == [1]
+    assert [(entry.subject, entry.details) for entry in store.audit()] == [(first.id, {"kind": "step"})]
+    writer.write([replace(spans[0], end_ns=(spans[0].end_ns or 0) + 1)])  # the same span once more, another end
+    store.rebuild()
+    assert [step.id for step in store.steps()] == [second.id]
+    assert store.verify() == []
+
+
 def test_a_deleted_trace_leaves_nothing_and_does_not_come_back(store: Any, engine: Engine, writer: Writer) -> None:
     writer.write(agent_trace(1) + agent_trace(2))
     assert store.delete(trace_id=trace_id(1)[:8]) == 1
@@ -228,7 +247,13 @@ def test_what_ended_before_a_moment_is_deleted(store: Any, engine: Engine, write
 
 
 def test_deleting_and_pruning_say_what(store: Any) -> None:
-    for asked in ({}, {"before": 1, "run_id": "r"}, {"before": datetime(2026, 1, 1)}):
+    for asked in (
+        {},
+        {"before": 1, "run_id": "r"},
+        {"before": datetime(2026, 1, 1)},
+        {"run_id": "r", "step_id": "s"},
+        {"before": 1, "step_id": "s"},
+    ):
         with pytest.raises(InputError):
             store.delete(**asked)
     for asked in ({}, {"max_bytes": -1}, {"max_bytes": "1"}, {"older_than": datetime(2026, 1, 1)}):
@@ -254,6 +279,17 @@ def test_prune_by_age_takes_whole_traces_and_they_may_begin_anew(store: Any, eng
     assert len(store.steps(StepFilter(trace_ids=[trace_id(1)]))) == 2
     assert store.verify() == []
     assert store.prune(older_than=timedelta(days=20_000)).traces == 0
+
+
+def test_prune_without_steps_sweeps_only_what_no_step_follows_from(store: Any, engine: Engine, writer: Writer) -> None:
+    for trace in range(1, 31):
+        writer.write(agent_trace(trace, at=trace) if trace % 3 else [span(1, None, {}, trace, trace)])
+    cutoff = datetime.fromtimestamp(DAY_NS / SECOND + 16, UTC)
+    assert store.prune(without_steps=True, older_than=cutoff).traces == 4
+    assert store.prune(without_steps=True).traces == 6
+    assert count(engine, "traces") == count(engine, "runs") == 20
+    assert store.prune(without_steps=True).traces == 0
+    assert store.verify() == []
 
 
 def test_prune_by_size_takes_the_oldest(store: Any, engine: Engine, writer: Writer) -> None:

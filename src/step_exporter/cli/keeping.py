@@ -96,16 +96,21 @@ def prune(
     max_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Then the oldest, down to 500MB, 2GB, …")
     ] = None,
+    without_steps: Annotated[
+        bool, typer.Option("--without-steps", help="Only traces from which no step follows.")
+    ] = False,
     organization: Organization = None,
     as_json: Quiet = False,
 ) -> None:
     """Delete old traces, in small transactions, while writers go on. A SQLite file shrinks."""
     limit = parse_time("--older-than", older_than, datetime.now(UTC)) if older_than else None
     size = as_bytes("--max-bytes", max_bytes) if max_bytes else None
-    if limit is None and size is None:
-        raise InputError("prune what? Give --older-than or --max-bytes")
+    if limit is None and size is None and not without_steps:
+        raise InputError("prune what? Give --older-than, --max-bytes or --without-steps")
     with StepStore(db, organization_id=organization) as store, progress("pruning") as tell:
-        pruned = store.prune(older_than=limit, max_bytes=size, progress=lambda done: tell(done, None))
+        pruned = store.prune(
+            older_than=limit, max_bytes=size, without_steps=without_steps, progress=lambda done: tell(done, None)
+        )
     if as_json:
         print_json(pruned._asdict())
     else:

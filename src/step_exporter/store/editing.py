@@ -112,6 +112,23 @@ def delete_run(engine: Engine, caller: Caller, run_id: str, trace_id: str | None
     return patiently(engine, work)
 
 
+def delete_step(engine: Engine, caller: Caller, step_id: str, trace_id: str | None, deleted_by: str | None) -> int:
+    """Delete a step and its metrics; its messages stay, without a step. Returns 1."""
+
+    def work(conn: Connection, sql: Statements) -> int:
+        trace, step = reads.step_key(conn, step_id, trace_id, caller.organization_id)
+        _lock(conn, sql, trace)
+        organizations.check_whole(conn, trace, caller.organization_id)
+        owner = conn.scalar(select(_STEPS.c.organization_id).where(_STEPS.c.trace_id == trace, _STEPS.c.id == step))
+        audit.write(conn, Entry(_actor(caller, deleted_by), "delete", trace, owner, step, {"kind": "step"}))
+        derivation = derivation_of(conn, trace)
+        _note_deletion(conn, sql, Deletion(trace, "step", step), deleted_by)
+        _derive(conn, sql, trace, derivation, [Deletion(trace, "step", step)])
+        return 1
+
+    return patiently(engine, work)
+
+
 def delete_before(engine: Engine, caller: Caller, before: datetime | int, deleted_by: str | None) -> int:
     """Delete for good the traces whose last time lies before a moment, one by one. Returns how many."""
     moment_ns = filters.check_time_ns("before", before)

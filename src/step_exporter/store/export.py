@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -41,7 +42,8 @@ def export(
     progress: Progress | None,
     organization_id: str | None = None,
 ) -> int:
-    """Write the steps that a filter asks for, oldest first; returns how many. A file appears when it is complete.
+    """Write the steps that a filter asks for, oldest first; returns how many. A file appears when it is complete;
+    what is no regular file (a pipe, a device) is written to directly.
 
     ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are; for
     an organization those that wholly belong to it. What people set and deleted is no part of it.
@@ -61,13 +63,29 @@ def _opened(output: str | os.PathLike[str] | BinaryIO) -> Generator[BinaryIO]:
         yield output
         return
     path = Path(output)
+    try:
+        with _replacing(path.resolve()) if _is_replaced(path) else path.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether it is a file, or nothing yet. A pipe or a device is written to: it must stay what it is."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
+
+
+@contextmanager
+def _replacing(path: Path) -> Generator[BinaryIO]:
+    """A stream to a new file, which takes the place of the old one when it is complete."""
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("wb") as stream:
             yield stream
         unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

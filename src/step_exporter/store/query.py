@@ -241,37 +241,46 @@ class StepStore(_Reader):
         *,
         trace_id: str | None = None,
         run_id: str | None = None,
+        step_id: str | None = None,
         before: datetime | int | None = None,
         by: str | None = None,
     ) -> int:
-        """Delete a trace; a run (of a trace, where several have it); or every trace that ended before a moment (a
-        datetime, or nanoseconds). Returns how many.
+        """Delete a trace; a run or a step (of a trace, where several have it); or every trace that ended before a
+        moment (a datetime, or nanoseconds). Returns how many.
 
-        Deleting a run keeps its steps and messages, without a run. What is deleted does not come back: late spans of
-        a deleted trace are stored, but no step follows from them. Raises what ``find_trace`` does, ``InputError`` for
-        other combinations.
+        Deleting a run keeps its steps and messages, without a run; deleting a step its messages, without a step. What
+        is deleted does not come back: late spans of a deleted trace are stored, but no step follows from them. Raises
+        what ``find_trace`` and ``step`` do, ``InputError`` for other combinations.
         """
-        if before is not None and trace_id is None and run_id is None:
+        if [trace_id, run_id, step_id].count(None) == 3 and before is not None:
             return self._write(editing.delete_before, self._caller(), before, by)
-        if before is not None or (trace_id is None and run_id is None):
-            raise InputError("delete what? Give a trace_id, a run_id, both, or before alone")
-        if run_id is not None:
+        if before is None and step_id is not None and run_id is None:
+            return self._write(editing.delete_step, self._caller(), step_id, trace_id, by)
+        if before is None and run_id is not None and step_id is None:
             return self._write(editing.delete_run, self._caller(), run_id, trace_id, by)
-        return self._write(editing.delete_trace, self._caller(), trace_id or "", by)
+        if before is None and trace_id is not None and step_id is None:
+            return self._write(editing.delete_trace, self._caller(), trace_id, by)
+        raise InputError("delete what? Give a trace_id, a run_id or a step_id (of that trace), or before alone")
 
     def prune(
         self,
         *,
         older_than: timedelta | datetime | None = None,
         max_bytes: int | None = None,
+        without_steps: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> Pruned:
         """Delete whole traces that ended before a moment or so long ago, and then the oldest until no more than
         ``max_bytes`` are in use; in small transactions, while writers go on. A SQLite file shrinks. Late spans begin
         a pruned trace anew. ``progress`` is called with the number of traces that are gone. Raises ``InputError``;
         also for ``max_bytes`` in a store of one organization, as bytes are the whole database's.
+
+        ``without_steps`` deletes only traces from which no step follows, such as the receiver keeps; alone, all of
+        them, also those that have only just begun.
         """
-        return self._write(retention.prune, older_than, max_bytes, progress, self._caller())
+        return self._write(
+            retention.prune, older_than, max_bytes, progress, self._caller(), without_steps=without_steps
+        )
 
     def rebuild(self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None) -> int:
         """Derive traces (whole ids; default: all) again from their spans; returns how many. What people set and
@@ -448,21 +457,31 @@ class AsyncStepStore(_Reader):
         *,
         trace_id: str | None = None,
         run_id: str | None = None,
+        step_id: str | None = None,
         before: datetime | int | None = None,
         by: str | None = None,
     ) -> int:
         """``StepStore.delete``."""
-        return await asyncio.to_thread(self._sync.delete, trace_id=trace_id, run_id=run_id, before=before, by=by)
+        return await asyncio.to_thread(
+            self._sync.delete, trace_id=trace_id, run_id=run_id, step_id=step_id, before=before, by=by
+        )
 
     async def prune(
         self,
         *,
         older_than: timedelta | datetime | None = None,
         max_bytes: int | None = None,
+        without_steps: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> Pruned:
         """``StepStore.prune``; ``progress`` is called in another thread."""
-        return await asyncio.to_thread(self._sync.prune, older_than=older_than, max_bytes=max_bytes, progress=progress)
+        return await asyncio.to_thread(
+            self._sync.prune,
+            older_than=older_than,
+            max_bytes=max_bytes,
+            without_steps=without_steps,
+            progress=progress,
+        )
 
     async def rebuild(
         self, traces: Sequence[str] | None = None, progress: Callable[[int, int], object] | None = None

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, delete, select, text
+from sqlalchemy import Connection, Engine, delete, exists, select, text
 
 from step_exporter import models
 from step_exporter.errors import InputError
@@ -25,7 +25,7 @@ from step_exporter.store.audit import Caller, Entry
 from step_exporter.store.editing import patiently, purge
 
 _TABLES = models.Base.metadata.tables
-_TRACES, _QUARANTINE, _DELETIONS = (_TABLES[name] for name in ("traces", "quarantine", "deletions"))
+_TRACES, _STEPS, _QUARANTINE, _DELETIONS = (_TABLES[name] for name in ("traces", "steps", "quarantine", "deletions"))
 _MEASURED = ("spans", "contents", "resources", "steps", "step_metrics", "runs", "messages")
 
 GOAL_S = 0.05
@@ -63,22 +63,24 @@ def prune(
     caller: Caller = audit.ITSELF,
     is_stopped: Callable[[], bool] = lambda: False,
     lock: AbstractContextManager[object] = _NO_LOCK,
+    without_steps: bool = False,
 ) -> Pruned:
     """Delete traces that ended before a moment (or so long ago), then the oldest until no more than ``max_bytes``
-    are in use. A caller of one organization deletes what belongs to that one wholly. ``is_stopped`` is asked after each
-    transaction; ``lock`` is held during each."""
-    if older_than is None and max_bytes is None:
-        raise InputError("prune what? Give older_than or max_bytes")
+    are in use; ``without_steps`` only such as no step follows from, by itself all of these. A caller of one
+    organization deletes what belongs to that one wholly. ``is_stopped`` is asked after each transaction; ``lock`` is
+    held during each."""
+    if older_than is None and max_bytes is None and not without_steps:
+        raise InputError("prune what? Give older_than, max_bytes or without_steps")
     if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
         raise InputError(f"max_bytes is a number of bytes, not {max_bytes!r:.40}")
     if max_bytes is not None and caller.organization_id is not None:
         raise InputError("max_bytes is for the whole database; of one organization give older_than")
     limit = None if older_than is None else _moment(older_than)
     before = _size(engine)
-    batches = _Batches(engine, progress, caller, is_stopped, lock)
-    if limit is not None:
+    batches = _Batches(engine, progress, caller, is_stopped, lock, without_steps)
+    if limit is not None or max_bytes is None:
         batches.run(limit, None)
-    if limit is not None and caller.organization_id is None:
+    if limit is not None and caller.organization_id is None and not without_steps:
         with lock, engine.begin() as conn:
             conn.execute(delete(_QUARANTINE).where(_QUARANTINE.c.created_at < limit))
     if max_bytes is not None:
@@ -98,13 +100,17 @@ class _Batches:
         caller: Caller,
         is_stopped: Callable[[], bool],
         lock: AbstractContextManager[object],
+        without_steps: bool,
     ) -> None:
         self.engine = engine
         self.progress = progress
         self.caller = caller
         self.is_stopped = is_stopped
         self.lock = lock
+        self.without_steps = without_steps
         self.count = 0
+        self._reached: int | None = None
+        """The last time of the traces deleted last: of those before it, the ones with steps stay."""
         self._began = 0.0
         """When the transaction got its lock: what it waited for others says nothing about its size."""
         self._noted: int | None = None
@@ -113,6 +119,7 @@ class _Batches:
     def run(self, limit: datetime | None, max_bytes: int | None) -> None:
         """Delete until nothing is old enough, or little enough is left."""
         used = 0 if max_bytes is None else _size(self.engine)
+        self._reached = None
         while (max_bytes is None or used > max_bytes) and not self.is_stopped():
             with self.lock:
                 gone, used, noted = patiently(
@@ -135,6 +142,8 @@ class _Batches:
         gone = 0
         while gone < len(found) and (max_bytes is None or used > max_bytes):
             now = found[gone : gone + _TOGETHER]
+            if self.without_steps:
+                self._reached = conn.scalar(select(_TRACES.c.last_ns).where(_TRACES.c.trace_id == now[-1]))
             if max_bytes is not None and conn.dialect.name == "postgresql":
                 used -= _row_bytes(conn, now)
             purge(conn, now)
@@ -146,11 +155,13 @@ class _Batches:
                 break
         if not gone:
             return 0, used, None
-        details = {
+        details: dict[str, object] = {
             "older_than": None if limit is None else limit.isoformat(),
             "max_bytes": max_bytes,
             "traces": self.count + gone,
         }
+        if self.without_steps:
+            details["without_steps"] = True
         entry = Entry(self.caller.actor, "prune", organization_id=self.caller.organization_id, details=details)
         return gone, used, audit.write(conn, entry, self._noted)
 
@@ -162,8 +173,12 @@ class _Batches:
         if limit is not None:
             timed = query.where(_TRACES.c.last_ns < filters.check_time_ns("older_than", limit))
             timeless = timeless.where(_TRACES.c.changed_at < limit)
+        if self._reached is not None:
+            timed = timed.where(_TRACES.c.last_ns >= self._reached)
         own = self.caller.organization_id
         for asked in (timed, timeless):
+            if self.without_steps:
+                asked = asked.where(~exists().where(_STEPS.c.trace_id == _TRACES.c.trace_id))
             if own is not None:
                 asked = asked.where(organizations.is_whole(_TRACES.c.trace_id, own))
             found = conn.scalars(asked.with_for_update(skip_locked=True)).all()
