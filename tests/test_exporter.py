@@ -246,6 +246,18 @@ def test_making_one_connects_to_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("off", ["off", "False", False])
+def test_no_spool_is_no_directory_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str | bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exporter = StepSpanExporter(tmp_path / "missing" / "steps.db", spool=off)
+    exporter.export([ended()])
+    exporter.shutdown()
+    assert exporter.stats().dropped == {"database": 1}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_cannot_be_written_is_named_once_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

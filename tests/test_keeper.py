@@ -169,6 +169,12 @@ def test_a_retention_that_cannot_be_is_refused(given: object) -> None:
         Retention.of(given)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_variable_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_STEPS_RETENTION_DAYS", "x")
+    with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_STEPS_RETENTION_DAYS is a number of days, not 'x'"):
+        Retention.of(None)
+
+
 def test_sizes_are_as_people_write_them() -> None:
     assert Retention.of({"max_bytes": "2GB", "days": "0.5"}) == Retention(0.5, 2 * 10**9)
     assert Retention.of(Retention(max_bytes=5)) == Retention(None, 5)

@@ -106,6 +106,28 @@ def test_a_second_configure_changes_nothing(db: Path, handle: Handle) -> None:
     assert step_exporter.configure is configure
 
 
+def test_a_second_configure_that_asks_for_something_else_says_that_it_is_not_done(
+    db: Path, handle: Handle, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(db, provider=handle.provider)
+    assert not caplog.records
+    assert configure("other.db", provider=handle.provider, content="off").processor is handle.processor
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "not used: url, content." in line
+
+
+@pytest.mark.parametrize("given", [{"batch": 0}, {"batch": -1}, {"interval_seconds": 0}, {"interval_seconds": -1.0}])
+def test_a_setting_that_the_writer_cannot_work_with_is_said_and_nothing_is_lost(
+    db: Path, given: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    processor = StepSpanProcessor(db, **given)
+    processor.on_end(ended())
+    assert processor.flush(30).committed == 1
+    processor.shutdown()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert next(iter(given)) in line
+
+
 def test_unsampled_spans_are_no_matter(handle: Handle) -> None:
     span = ended()
     span._context = trace.SpanContext(1, 2, is_remote=False)

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from step_exporter.exporter import StepSpanExporter
     from step_exporter.processor import FlushReport, Handle, StepSpanProcessor, configure
-    from step_exporter.store.query import AsyncStepStore, StepStore
+    from step_exporter.store.query import AsyncStepStore, RunFilter, StepFilter, StepStore
 
 __all__ = [
     "AsyncStepStore",
     "FlushReport",
     "Handle",
+    "RunFilter",
+    "StepFilter",
     "StepSpanExporter",
     "StepSpanProcessor",
     "StepStore",
@@ -25,6 +27,8 @@ _MODULES = {
     "StepSpanProcessor": "step_exporter.processor",
     "configure": "step_exporter.processor",
     "AsyncStepStore": "step_exporter.store.query",
+    "RunFilter": "step_exporter.store.query",
+    "StepFilter": "step_exporter.store.query",
     "StepStore": "step_exporter.store.query",
 }
 

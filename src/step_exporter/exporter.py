@@ -624,8 +624,8 @@ class _Settings(NamedTuple):
 
 def _home(given: str | os.PathLike[str] | bool | None) -> str | os.PathLike[str] | Literal[False] | None:
     value = given if given is not None else os.environ.get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None
-    if isinstance(value, str) and value.strip().lower() in ("on", "off"):
-        value = value.strip().lower() == "on"
+    if isinstance(value, str) and (word := value.strip().lower()) in ("on", "off", "true", "false"):
+        value = word in ("on", "true")
     return None if value is True else value
 
 

@@ -49,15 +49,13 @@ class Retention(NamedTuple):
     def of(cls, given: Retention | Mapping[str, object] | None) -> Retention | None:
         """What is given (``{"days": 30, "max_bytes": "2GB"}``), else environment variables, else None. Raises
         ``ConfigurationError``."""
+        names = ("retention: days", "retention: max_bytes")
         if given is None:
-            get = os.environ.get
-            days, size = (
-                get(name) or None
-                for name in (
-                    environment.OTEL_EXPORTER_STEPS_RETENTION_DAYS,
-                    environment.OTEL_EXPORTER_STEPS_RETENTION_MAX_BYTES,
-                )
+            names = (
+                environment.OTEL_EXPORTER_STEPS_RETENTION_DAYS,
+                environment.OTEL_EXPORTER_STEPS_RETENTION_MAX_BYTES,
             )
+            days, size = (os.environ.get(name) or None for name in names)
         else:
             named: Mapping[str, object] = given._asdict() if isinstance(given, Retention) else given
             if not isinstance(named, Mapping) or not set(named) <= {"days", "max_bytes"}:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -68,9 +66,11 @@ class Retention(NamedTuple):
         from step_exporter.store.retention import as_bytes  # 20 ms that only pruning costs
 
         try:
-            return cls(None if days is None else _days(days), None if size is None else as_bytes("max_bytes", size))
+            return cls(
+                None if days is None else _days(names[0], days), None if size is None else as_bytes(names[1], size)
+            )
         except InputError as error:
-            raise ConfigurationError(f"retention: {error}") from None
+            raise ConfigurationError(str(error)) from None
 
     def stricter(self, other: Retention | None) -> Self:
         """The shorter time and the smaller size of two."""
@@ -81,14 +81,14 @@ class Retention(NamedTuple):
         return self._replace(days=days, max_bytes=None if size is None else int(size))
 
 
-def _days(value: object) -> float:
+def _days(name: str, value: object) -> float:
     try:
         days = float(cast(float, value))
         timedelta(days=days)
     except (TypeError, ValueError, OverflowError):
         days = 0.0
     if not days > 0:
-        raise InputError(f"days is a number of days, not {value!r:.40}")
+        raise InputError(f"{name} is a number of days, not {value!r:.40}")
     return days
 
 

@@ -1,5 +1,10 @@
 """The tables, as SQLAlchemy declarative models, for your own queries.
 
+    from sqlalchemy import create_engine, select
+    from sqlalchemy.orm import Session
+    from step_exporter.models import Step
+
+    trace_id = "4f1c2a…"  # all 32 digits
     with Session(create_engine("sqlite:///steps.db")) as session:
         for step in session.scalars(select(Step).where(Step.trace_id == trace_id)):
             print(step.model, step.total_tokens, step.metrics.llm_request_ns)

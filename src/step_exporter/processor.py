@@ -9,6 +9,8 @@ that moment, as open; and, in quiet times, what waits in spools.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import queue
 import signal
@@ -18,7 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -33,6 +35,8 @@ from step_exporter.redaction import Redact
 from step_exporter.sdk import SpanConverter
 from step_exporter.store.engine import DatabaseURL
 from step_exporter.trees import is_meaningful
+
+_log = logging.getLogger(__name__)
 
 MAX_QUEUE = 20_000
 MAX_QUEUE_BYTES = 256 << 20
@@ -132,10 +136,10 @@ class StepSpanProcessor(SpanProcessor):
             encryption_key=encryption_key,
             retention=retention,
         )
-        self._max_queue = max_queue
-        self._max_bytes = max_queue_bytes
-        self._batch = batch
-        self._interval_s = interval_seconds
+        self._max_queue = _positive("max_queue", max_queue, MAX_QUEUE)
+        self._max_bytes = _positive("max_queue_bytes", max_queue_bytes, MAX_QUEUE_BYTES)
+        self._batch = _positive("batch", batch, BATCH)
+        self._interval_s = _positive("interval_seconds", interval_seconds, INTERVAL_S)
         self._closed = False
         self._renew()
         _processors.add(self)
@@ -378,6 +382,17 @@ class StepSpanProcessor(SpanProcessor):
         self._renew()
 
 
+_Number = TypeVar("_Number", int, float)
+
+
+def _positive(name: str, value: _Number, default: _Number) -> _Number:
+    """A setting that has to be more than 0; the default, said, in place of one that the writer could not work with."""
+    if isinstance(value, int | float) and 0 < value < math.inf and (type(value) is int or type(default) is float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return value
+    _log.error("step_exporter: %s is %.40r; it must be more than 0. %s is used instead", name, value, default)
+    return default
+
+
 class _Look(NamedTuple):
     """What was seen of an open span when its role was last read."""
 
@@ -436,7 +451,8 @@ def configure(
     on_sigterm: bool = True,
 ) -> Handle:
     """Store the steps of this process: take the tracer provider (or make one, if there is none) and add a
-    ``StepSpanProcessor``. A second call for the same provider changes nothing and gives the same.
+    ``StepSpanProcessor``. A second call for the same provider changes nothing, says so where it asks for anything
+    else, and gives the same.
 
     Args:
         url: A SQLite or PostgreSQL URL, or the path of a SQLite file. Default: ``OTEL_EXPORTER_STEPS_URL``, else
@@ -454,22 +470,29 @@ def configure(
         else:
             provider = TracerProvider()
             trace.set_tracer_provider(provider)
-    processor = _configured.get(provider)
+    asked: dict[str, Any] = {
+        "url": url,
+        "content": content,
+        "redact": redact,
+        "record": record,
+        "spool": spool,
+        "encryption_key": encryption_key,
+        "retention": retention,
+        "max_queue": max_queue,
+    }
+    processor, before = _configured.get(provider, (None, asked))
     if processor is None or processor.is_closed:
-        processor = StepSpanProcessor(
-            url,
-            content=content,
-            redact=redact,
-            record=record,
-            spool=spool,
-            encryption_key=encryption_key,
-            retention=retention,
-            max_queue=max_queue,
-        )
+        processor = StepSpanProcessor(**asked)
         provider.add_span_processor(processor)
-        _configured[provider] = processor
+        _configured[provider] = processor, asked
         if on_sigterm:
             _handle_sigterm()
+    elif ignored := [name for name, value in asked.items() if value not in (before[name], None, MAX_QUEUE)]:
+        _log.warning(
+            "step_exporter is configured for this tracer provider already; what this call gives differently is not"
+            " used: %s. Shut the first handle down before, or give a provider of its own",
+            ", ".join(ignored),
+        )
     return Handle(provider, processor)
 
 
@@ -507,5 +530,6 @@ def post_instrument() -> None:
         configure()
 
 
-_configured: weakref.WeakKeyDictionary[TracerProvider, StepSpanProcessor] = weakref.WeakKeyDictionary()
+_configured: weakref.WeakKeyDictionary[TracerProvider, tuple[StepSpanProcessor, dict[str, Any]]]
+_configured = weakref.WeakKeyDictionary()
 _processors: weakref.WeakSet[StepSpanProcessor] = weakref.WeakSet()

@@ -82,8 +82,8 @@ def _parsed(key: str) -> bytes:
         data = b""
     if len(data) != _KEY_BYTES:
         raise ConfigurationError(
-            "An encryption key is the base64 of 64 bytes; several are separated by commas. Make one:"
-            " step-exporter generate-key"
+            f"An encryption key (encryption_key, {OTEL_EXPORTER_STEPS_ENCRYPTION_KEY}) is the base64 of 64 bytes;"
+            " several are separated by commas. Make one: step-exporter generate-key"
         )
     return data
 

@@ -99,9 +99,9 @@ class StepStore(_Reader):
     user.
 
     ``encryption_key`` is as of ``StepSpanExporter``. Without the key of an encrypted database steps, runs and
-    statistics can be read, and texts show as ``<encrypted>``; what needs the spans (``trace``, ``verify``, OTLP
-    ``export``) and what derives (``feedback``, ``rebuild``) raises ``EncryptionError``, as everything does with a
-    wrong key.
+    statistics can be read, and texts show as ``<encrypted>``; what needs the spans (``trace``, ``step`` by the id of a
+    span, ``verify``, OTLP ``export``) and what derives (``feedback``, ``rebuild``) raises ``EncryptionError``, as
+    whatever meets an encrypted text does with a wrong key.
     """
 
     def __init__(
