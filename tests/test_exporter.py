@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import threading
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,24 @@ def test_a_redaction_that_fails_on_everything_loses_no_span_and_is_said_once(
     assert why in line
     assert SECRET not in line
     exporter.shutdown()
+
+
+def test_redaction_is_given_bytes_and_event_names_and_ends_at_a_depth(db: Path) -> None:
+    deep: Any = SECRET
+    for _ in range(600):
+        deep = {"a": deep}
+    exporter = StepSpanExporter(db, redact=lambda name, text: text.replace(SECRET, "[secret]"))
+    provider = provider_for(exporter)
+    with provider.get_tracer("t").start_as_current_span("chat", attributes={**LLM, "raw": SECRET.encode()}) as span:
+        span.add_event(f"event {SECRET}")
+        span.set_attribute("deep", deep)
+    for _ in range(3):
+        provider.get_tracer("t").start_span("chat", attributes=LLM).end()
+    provider.shutdown()
+    assert exporter.stats().committed == 4
+    assert SECRET.encode() not in on_disk(db)
+    assert b64encode(SECRET.encode()) not in on_disk(db)
+    assert b"event [secret]" in on_disk(db)
 
 
 # --- settings

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import TracerProvider, sampling
 
 import step_exporter
 from sdk_spans import AGENT, LLM, SECRET, ended, query, run_program
@@ -78,6 +78,33 @@ def test_a_role_that_is_set_late_is_read_from_the_live_span(db: Path, handle: Ha
         until(lambda: states(db) == [("agent", "open")])
         span.set_attributes(LLM)
         until(lambda: states(db) == [("agent", "open"), ("work", "open")])
+
+
+def test_a_span_that_is_recorded_and_not_sampled_leaves_no_open_step(db: Path) -> None:
+    class RecordOnly(sampling.Sampler):
+        def should_sample(self, *args: Any, **kwargs: Any) -> sampling.SamplingResult:
+            return sampling.SamplingResult(sampling.Decision.RECORD_ONLY)
+
+        def get_description(self) -> str:
+            return "records, and samples nothing"
+
+    provider = TracerProvider(sampler=RecordOnly(), shutdown_on_exit=False)
+    handle = configure(db, provider=provider, on_sigterm=False)
+    with tracer_of(handle).start_as_current_span("chat", attributes=LLM) as span:
+        assert span.is_recording()
+        assert handle.flush().seen == handle.stats().open == 0
+    handle.shutdown()
+    assert states(db) == []
+
+
+def test_what_redaction_leaves_of_an_open_span_counts_nowhere(db: Path) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    handle = configure(db, provider=provider, on_sigterm=False, redact=lambda name, text: "x")
+    with tracer_of(handle).start_as_current_span("chat", attributes=LLM):
+        handle.flush()
+    report = handle.flush()
+    assert (report.seen, report.let_go) == (1, 1)
+    handle.shutdown()
 
 
 def test_a_span_that_means_nothing_is_not_put_down(db: Path, handle: Handle) -> None:

@@ -46,7 +46,7 @@ from step_exporter.store.ingest import MAX_BATCH, WriteResult
 from step_exporter.store.notices import Notices
 from step_exporter.store.prepare import Prepared, Rejected
 from step_exporter.store.processes import Account
-from step_exporter.trees import LocalTrees
+from step_exporter.trees import LocalTrees, is_meaningful
 
 _log = logging.getLogger(__name__)
 
@@ -328,7 +328,11 @@ class StepSpanExporter(SpanExporter):
             replace(raw, ended=False, end_ns=None, process_id=process_id)
             for raw in self._prepared(self._converted(spans, self._convert), settings)
         ]
-        self._store_raws(raws, settings, shared)
+        prepared, _ = shared.writer.prepare(raws)
+        prepared = [item for item in prepared if is_meaningful(item.facts)]  # what redaction has left of them
+        if not settings.everything:
+            prepared, _ = self._trees.add(prepared)
+        self._commit(prepared, [])
         return self._retry_at == 0.0
 
     def _store_raws(self, raws: list[RawSpan], settings: _Settings, shared: SharedWriter) -> None:

@@ -162,8 +162,11 @@ class StepSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Note that a span is open."""
+        context = span.get_span_context()
+        if not context.trace_flags & 1:  # recorded only: its end will be no matter either
+            return
         if len(self._open) < MAX_OPEN:
-            self._open[id(span.get_span_context())] = span
+            self._open[id(context)] = span
         if self._thread is None:
             self._start()
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from step_exporter.facts import REDACTION_FAILED, AttributeValue, RawSpan
+from step_exporter.store.values import MAX_DEPTH
 
 Redact = Callable[[str, str], str]
 """Takes the name of an attribute and a text in it, gives the text to store."""
@@ -15,14 +16,16 @@ Redact = Callable[[str, str], str]
 FAILED = "[redaction failed]"
 SPAN_NAME = "span.name"
 STATUS_MESSAGE = "status.message"
-"""The names under which a span's name and its status message are given."""
+EVENT_NAME = "event.name"
+"""The names under which a span's name, its status message and its events' names are given."""
 
 
 def redacted(raw: RawSpan, redact: Redact, failed: Callable[[str, str], object]) -> RawSpan:
     """The span with every text in its attributes, events, links, name, status message, resource and scope given to
-    ``redact``.
+    ``redact``. Names of attributes are not, as they are an instrumentation's.
 
-    Texts within sequences and mappings are given one by one, under the attribute's name. Where ``redact`` raises or
+    Texts within sequences and mappings are given one by one, under the attribute's name; bytes as the text that they
+    are in UTF-8. Where ``redact`` raises or
     gives anything but a text, the text is replaced: what might be a secret is not stored. The span is flagged then,
     and kept, as what is replaced may be what said that it matters; ``failed`` is told the name and the kind of error.
     """
@@ -42,13 +45,18 @@ def redacted(raw: RawSpan, redact: Redact, failed: Callable[[str, str], object])
         failed(name, why)
         return FAILED
 
-    def value_of(name: str, value: AttributeValue) -> AttributeValue:
+    def value_of(name: str, value: AttributeValue, depth: int = 0) -> AttributeValue:
         if isinstance(value, str):
             return text(name, value)
+        if isinstance(value, bytes | bytearray):
+            said = bytes(value).decode("utf-8", "replace")
+            return value if (kept := text(name, said)) == said else kept
+        if isinstance(value, tuple | list | Mapping) and depth == MAX_DEPTH:
+            return FAILED  # deeper is not stored, and Python's stack may end before
         if isinstance(value, tuple | list):
-            return tuple(value_of(name, item) for item in cast("tuple[Any, ...]", value))
+            return tuple(value_of(name, item, depth + 1) for item in cast("tuple[Any, ...]", value))
         if isinstance(value, Mapping):
-            return {key: value_of(name, item) for key, item in cast("Mapping[str, Any]", value).items()}
+            return {key: value_of(name, item, depth + 1) for key, item in cast("Mapping[str, Any]", value).items()}
         return value
 
     def all_of(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
@@ -59,7 +67,10 @@ def redacted(raw: RawSpan, redact: Redact, failed: Callable[[str, str], object])
         name=text(SPAN_NAME, raw.name),
         status_message=None if raw.status_message is None else text(STATUS_MESSAGE, raw.status_message),
         attributes=all_of(raw.attributes),
-        events=tuple(replace(event, attributes=all_of(event.attributes)) for event in raw.events),
+        events=tuple(
+            replace(event, name=text(EVENT_NAME, event.name), attributes=all_of(event.attributes))
+            for event in raw.events
+        ),
         links=tuple(replace(link, attributes=all_of(link.attributes)) for link in raw.links),
         resource=replace(raw.resource, attributes=all_of(raw.resource.attributes)),
         scope=replace(raw.scope, attributes=all_of(raw.scope.attributes)),

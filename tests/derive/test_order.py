@@ -17,6 +17,7 @@ from reference import Rows, derive
 from traces import SAID, TRACE, Fact, History, Pick, agent_program, any_trace, histories, history, opened, span
 
 from step_exporter.derive import Derivation
+from step_exporter.derive import derivation as derivation_module
 from step_exporter.facts import Deletion, Role, TokenUsage
 
 pytestmark = pytest.mark.once
@@ -110,6 +111,18 @@ def test_all_120_orders_of_five_spans_give_the_same_rows() -> None:
     assert len(expected.steps) == len(expected.runs) == 1
     for order in permutations(facts):
         same(fold([[fact] for fact in order]), expected)
+
+
+def test_agents_side_by_side_are_no_matter_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request comes before its agent, and makes the run of the trace appear and vanish."""
+    made: list[object] = []
+    build = derivation_module.build_run
+    monkeypatch.setattr(derivation_module, "build_run", lambda parts: made.append(parts) or build(parts))
+    derivation = Derivation(TRACE)
+    for at in range(2, 200, 2):
+        derivation.apply([span(at + 1, Role.LLM, 10 * at, 10 * at + 5, at)])
+        derivation.apply([span(at, Role.AGENT, 10 * at, 10 * at + 9, 1)])
+    assert len(made) < 500
 
 
 def test_some_hundred_spans_in_random_orders_give_the_same_rows() -> None:

@@ -427,6 +427,32 @@ def test_a_trace_that_was_deleted_and_made_again_is_not_mixed_up_with_what_is_re
     assert list(verify(engine)) == []
 
 
+def test_an_id_that_no_index_takes_is_cut_alike_and_costs_nothing_else(engine: Engine) -> None:
+    writer = Writer(engine)
+    chat = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-5"}
+    names = ("step.id", "step.run_id", "step.organization_id", "step.provider_id", "gen_ai.agent.id", "session.id")
+    for number, name in enumerate(names, 1):
+        spans = [span(at, None, attributes={**chat, name: "ä" * 1500 + letter}) for at, letter in enumerate("aab", 1)]
+        spans.append(span(4, None, attributes=chat))
+        assert writer.write([replace(item, trace_id=f"{number:032x}") for item in spans]).new == 4, name
+    with engine.connect() as conn:
+        assert conn.exec_driver_sql("SELECT count(*) FROM quarantine").scalar() == 0
+        assert {len(id_) for (id_,) in conn.exec_driver_sql("SELECT agent_id FROM steps") if id_} == {256}
+        count = "SELECT count(*) FROM steps GROUP BY trace_id ORDER BY trace_id"
+        assert [found for (found,) in conn.exec_driver_sql(count)] == [3, 4, 4, 4, 4, 4]  # one id is one step
+    assert rebuild(engine) == 6
+    assert list(verify(engine)) == []
+
+
+def test_texts_count_towards_what_a_writer_remembers(sqlite: Engine) -> None:
+    writer = Writer(sqlite, max_known_spans=100)
+    for number in range(1, 41):
+        said = [{"role": "user", "parts": [{"type": "text", "content": f"{number}" * 50_000}]}]
+        chat = {"gen_ai.operation.name": "chat", "gen_ai.input.messages": orjson.dumps(said).decode()}
+        writer.write([replace(span(3, 1, attributes=chat), trace_id=f"{number:032x}")])
+    assert len(writer._known) < 10
+
+
 def test_what_a_writer_remembers_is_bounded(sqlite: Engine) -> None:
     writer = Writer(sqlite, max_known_spans=20)
     for number in range(1, 30):

@@ -21,7 +21,7 @@ from step_exporter.derive.rows import Changes, MessageRow, RunRow, StepMetricsRo
 from step_exporter.derive.runs import RunParts, build_run
 from step_exporter.derive.state import Call, Entry, RunState, Step
 from step_exporter.derive.steps import Built, Outcome, StepParts, build_step
-from step_exporter.derive.tree import Node
+from step_exporter.derive.tree import Node, may_be_called
 from step_exporter.facts import Annotation, Deletion, SpanFacts
 
 
@@ -159,19 +159,22 @@ class Derivation:
             if step.id:
                 gone.add(step.id)
         counted: list[tuple[Order, Step, RunState, Built]] = []
+        sources: list[tuple[Step, dict[str, Source]]] = []
         for step in doubtful:
             if not step.carriers and not step.entries:
                 if step.key is not None and self._loop.explicit.get(step.key) is step:
                     del self._loop.explicit[step.key]
-                self._set_sources(step, {})
+                sources.append((step, {}))
                 continue
-            built, run = self._build(step)
+            built, run, told_by = self._build(step)
+            sources.append((step, told_by))
             if step.id not in self._deleted_steps:
                 made[step.id] = built
                 counted.append(((built.step.created_ns, built.step.span_id), step, run, built))
         for _, step, run, built in sorted(counted, key=_first):
             run.count(step, built)
             self._doubtful_runs[run] = None
+        self._set_sources(sources)
         told = self._step_rows
         deleted = tuple([step_id for step_id in gone if step_id not in made and told.pop(step_id, None)])
         written: list[Built] = []
@@ -197,7 +200,7 @@ class Derivation:
             self._loop.inner_steps[step.parent_tool].pop(step, None)
         step.scope = step.parent_tool = None
 
-    def _build(self, step: Step) -> tuple[Built, RunState]:
+    def _build(self, step: Step) -> tuple[Built, RunState, dict[str, Source]]:
         anchor = step.anchor()
         assert anchor is not None
         facts, below = anchor.facts, anchor.below
@@ -233,10 +236,7 @@ class Derivation:
             ("parent_inferred",) if opener is not None and scope.has_inferred_opener() else (),
         )
         built = step.built = build_step(parts)
-        sources = self._sources(step, anchor, requests, spans)
-        if sources or step.sources:
-            self._set_sources(step, sources)
-        return built, run
+        return built, run, self._sources(step, anchor, requests, spans)
 
     def _parent_step_id(self, step: Step, anchor: Node) -> str | None:
         """The step around a step: the explicit one that it lies in, or the one whose tool called its run or itself."""
@@ -286,13 +286,14 @@ class Derivation:
         written: list[RunRow] = []
         deleted: list[str] = []
         todo = list(self._doubtful_runs)
-        self._doubtful_runs.clear()
         for run in todo:  # whether a run is there decides what those that it called give as their parent
             if run.has_row() != (run.row is not None):
                 for scope in run.scopes.values():
                     for called in scope.called.values():
-                        if called.run is not None and called.run not in todo:
+                        if called.run is not None and called.run not in self._doubtful_runs:
+                            self._doubtful_runs[called.run] = None
                             todo.append(called.run)
+        self._doubtful_runs.clear()
         for run in todo:
             row = self._run_row(run) if run.has_row() and run.id not in self._deleted_runs else None
             if row is None:
@@ -344,7 +345,7 @@ class Derivation:
 
     def _parent_run_id(self, run: RunState, opener: Node | None) -> str | None:
         """The run that the opener stands in, if an agent is above it or a tool or step called it."""
-        if opener is None or (opener.context.agent is None and not opener.context.between and not opener.context.run):
+        if opener is None or not may_be_called(opener.context):
             return None
         outer = self._loop.scope(opener.context.run).run
         if outer is None or outer is run or outer.id in self._deleted_runs or not outer.has_row():
@@ -369,15 +370,25 @@ class Derivation:
             sources[facts.span_id] = Source(anchor.order, step_id, facts.input_messages, facts.output_messages)
         return sources
 
-    def _set_sources(self, step: Step, sources: dict[str, Source]) -> None:
-        tree = step.scope.run.messages if sources and step.scope is not None and step.scope.run is not None else None
-        for span_id, (held, source) in list(step.sources.items()):
-            if held is not tree or sources.get(span_id) != source:
-                held.remove(source)
-                self._doubtful_messages[held] = None
-                del step.sources[span_id]
-        for span_id, source in sources.items():
-            if span_id not in step.sources and tree is not None:
+    def _set_sources(self, of_steps: list[tuple[Step, dict[str, Source]]]) -> None:
+        """Have the messages told by these. The last ones go first: the first source of a message is looked for again
+        where it goes, among all that follow it."""
+        stale: list[tuple[Step, str, MessageTree, Source]] = []
+        fresh: list[tuple[Step, str, MessageTree, Source]] = []
+        for step, sources in of_steps:
+            scope = step.scope
+            tree = scope.run.messages if sources and scope is not None and scope.run is not None else None
+            for span_id, (held, source) in step.sources.items():
+                if held is not tree or sources.get(span_id) != source:
+                    stale.append((step, span_id, held, source))
+            if tree is not None:
+                fresh += [(step, span_id, tree, source) for span_id, source in sources.items()]
+        for step, span_id, tree, source in sorted(stale, key=_order_of_source, reverse=True):
+            tree.remove(source)
+            self._doubtful_messages[tree] = None
+            del step.sources[span_id]
+        for step, span_id, tree, source in sorted(fresh, key=_order_of_source):
+            if span_id not in step.sources:
                 tree.add(source)
                 self._doubtful_messages[tree] = None
                 step.sources[span_id] = (tree, source)
@@ -423,6 +434,10 @@ class Derivation:
 
 
 _first = itemgetter(0)
+
+
+def _order_of_source(of: tuple[Step, str, MessageTree, Source]) -> Order:
+    return of[3].order
 
 
 def _led_by(first: Node, nodes: Mapping[str, Node]) -> Iterable[Node]:

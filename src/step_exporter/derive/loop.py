@@ -16,7 +16,7 @@ from operator import attrgetter
 from step_exporter.derive.intervals import UNKNOWN, Timeline
 from step_exporter.derive.requests import component, group, is_alone, is_tail
 from step_exporter.derive.state import Call, Entry, Scope, Step
-from step_exporter.derive.tree import Node, Tree, opens_run, step_key
+from step_exporter.derive.tree import Node, Tree, may_be_called, opens_run, step_key
 from step_exporter.facts import Role, SpanFacts
 
 AGENTS = (Role.AGENT, Role.WORKFLOW)
@@ -233,7 +233,8 @@ class Loop:
         if opens or facts.run_id is not None:
             scope.openers[facts.span_id] = node
             outer = self.scope(above.run)
-            outer.called[facts.span_id] = scope
+            if may_be_called(above):  # else a trace of 1,000 agents side by side would be 1,000 calls of its own run
+                outer.called[facts.span_id] = scope
             node.opened = (scope, outer)
             for step in scope.steps:  # their parent step, and how their run ended
                 self.doubtful_steps[step] = None
@@ -250,7 +251,7 @@ class Loop:
             for step in scope.steps:
                 self.doubtful_steps[step] = None
             del scope.openers[node.facts.span_id]
-            del above.called[node.facts.span_id]
+            above.called.pop(node.facts.span_id, None)
             node.opened = None
             self.doubtful_scopes[scope] = None
         if node.request is not None:

@@ -97,13 +97,11 @@ class MessageTree:
             self.dirty[node.id] = node
             path.append(node)
         walk = path[0]
-        while walk.parent is not None:
+        while walk.parent is not None and walk.first_input is source:  # else it is not the first above either
             candidates = [kid.first_input for kid in walk.kids.values() if kid.first_input is not None]
             candidates += [walk.prompts[0][1]] if walk.prompts else []
-            first = min(candidates, key=lambda other: other.order, default=None)
-            if first is not walk.first_input:
-                walk.first_input = first
-                self.dirty[walk.id] = walk
+            walk.first_input = min(candidates, key=lambda other: other.order, default=None)
+            self.dirty[walk.id] = walk
             walk = walk.parent
         for node in reversed(path):
             self._prune(node)

@@ -97,7 +97,7 @@ class Scope:
         self.steps: dict[Step, None] = {}
         self.natives: dict[str, tuple[Order, str]] = {}  # native run ids of spans directly in it
         self.openers: dict[str, Node] = {}  # the agent or workflow span that opens it; several where an id says so
-        self.called: dict[str, Scope] = {}  # the scopes that openers directly in it open
+        self.called: dict[str, Scope] = {}  # the scopes that openers directly in it open, as calls of it
         self.last: Entry | None = None
         self.run: RunState | None = None
 

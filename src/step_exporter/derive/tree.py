@@ -176,6 +176,11 @@ def opens_run(facts: SpanFacts, above: Context) -> bool:
     return mine is not None and its is not None and mine != its
 
 
+def may_be_called(above: Context) -> bool:
+    """Whether a run that is opened there has another one as its parent: an agent is above, or a tool or step called."""
+    return above.agent is not None or above.between != 0 or above.run != ""
+
+
 def context_below(node: Node, above: Context) -> Context:
     """What the spans below a span inherit."""
     facts = node.facts

@@ -196,7 +196,7 @@ class Writer:
         self._underived[trace_id] = None
         if len(self._underived) > _MAX_UNDERIVED:
             del self._underived[next(iter(self._underived))]
-        self._quarantine([Rejected(trace_id, None, UNDERIVED, cause(error), b"")], None)
+        self._quarantine([Rejected(trace_id, None, UNDERIVED, cause(error.__cause__ or error), b"")], None)
 
     def _quarantine(self, rejected: Sequence[Rejected], done: Counter[str] | None) -> None:
         with self.engine.begin() as conn:

@@ -9,6 +9,8 @@ from step_exporter.derive import Derivation
 
 _MAX_HASHES = 50_000
 """Hashes of one trace that are remembered as stored; forgetting them costs an insert that does nothing."""
+_CHARS = 4096
+"""What a span without content takes, about."""
 
 
 @dataclass(slots=True)
@@ -19,16 +21,20 @@ class KnownTrace:
     revision: int
     derivation: Derivation
     hashes: set[str] = field(default_factory=set[str])
+    chars: int = 0
+    """Of the texts in it."""
 
-    def remember(self, hashes: set[str]) -> None:
-        """Note what is stored now."""
+    def remember(self, hashes: set[str], chars: int) -> None:
+        """Note what is stored now, and how many characters came with it."""
+        self.chars += chars
         self.hashes |= hashes
         if len(self.hashes) > _MAX_HASHES:
             self.hashes = hashes
 
 
 class KnownTraces:
-    """The traces written to last, bounded by the spans in them.
+    """The traces written to last, bounded by the spans in them and by their texts, of which 4,096 characters count as a
+    span.
 
     One trace alone may hold four times the bound: a trace that is loaded anew for each batch costs its square.
     """
@@ -49,7 +55,7 @@ class KnownTraces:
 
     def put(self, trace_id: str, known: KnownTrace) -> None:
         """Remember a trace, and forget the ones used longest ago where there are too many spans."""
-        spans = len(known.derivation) + 1
+        spans = len(known.derivation) + known.chars // _CHARS + 1
         self._traces[trace_id] = (known, spans)
         self._spans += spans
         while self._spans > self._max_spans and (len(self._traces) > 1 or self._spans > 4 * self._max_spans):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from hashlib import sha256
 from typing import Any, cast
 
 from msgspec.structs import astuple, replace
@@ -12,11 +13,16 @@ from step_exporter.conventions.clean import is_clean, visible
 from step_exporter.conventions.content import Contents
 from step_exporter.facts import RawSpan, Role, SpanFacts, Value
 from step_exporter.store.notices import Notices
+from step_exporter.store.values import TRUNCATED
 
 _notices = Notices(logging.getLogger(__name__))
 
 ID_COLLISION = "id_collision"
 UNREADABLE = "unreadable"
+MAX_ID = 256
+"""Characters of an id that a column with an index gets: an entry of PostgreSQL's takes 2,704 bytes, and one index has
+two ids of up to 4 bytes a character. A token used as a conversation's id is longer."""
+_IDS = ("step_id", "run_id", "agent_id", "conversation_id", "organization_id", "provider_id")
 
 
 def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
@@ -34,9 +40,29 @@ def read(raw: RawSpan, contents: Contents, has_escapes: bool) -> SpanFacts:
         facts = _unread(raw)
     if has_escapes and not _is_clean(facts):
         facts = cast(SpanFacts, _clean(facts))
+    if (
+        ((found := facts.agent_id) is not None and len(found) > MAX_ID)  # one by one: a loop takes 1 µs
+        or ((found := facts.conversation_id) is not None and len(found) > MAX_ID)
+        or ((found := facts.step_id) is not None and len(found) > MAX_ID)
+        or ((found := facts.run_id) is not None and len(found) > MAX_ID)
+        or ((found := facts.organization_id) is not None and len(found) > MAX_ID)
+        or ((found := facts.provider_id) is not None and len(found) > MAX_ID)
+    ):
+        facts = _with_short_ids(facts)
     if raw.collisions:
         facts = replace(facts, flags=tuple(sorted({*facts.flags, ID_COLLISION})))
     return facts
+
+
+def _with_short_ids(facts: SpanFacts) -> SpanFacts:
+    """Ids that an index takes: of a longer one its beginning and its SHA-256, the same wherever it occurs."""
+    short: dict[str, Any] = {}
+    for name in _IDS:
+        value = cast("str | None", getattr(facts, name))
+        if value is not None and len(value) > MAX_ID:
+            digest = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+            short[name] = f"{value[: MAX_ID - 65]}-{digest}"
+    return replace(facts, **short, flags=tuple(sorted({*facts.flags, TRUNCATED})))
 
 
 def _unread(raw: RawSpan) -> SpanFacts:

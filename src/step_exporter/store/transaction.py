@@ -46,6 +46,8 @@ class Work:
     """By span id: what is new."""
     hashes: set[str] = field(default_factory=set[str])
     """Contents and resources that are stored after this transaction."""
+    chars: int = 0
+    """Of the contents that are stored by this transaction, or were loaded."""
     came_back: bool = False
     """Whether it was loaded: somebody goes on with what looked finished, or was forgotten."""
 
@@ -81,6 +83,7 @@ class Work:
             facts.extend(span.facts() for span in load_spans(conn, self.trace_id, after, before))
         if facts:
             known.derivation.apply(facts)
+            self.chars += _chars(facts)
         known.revision = before
 
     def derive(self) -> Changes:
@@ -109,8 +112,18 @@ class Work:
         """What is known now."""
         if self.facts:
             known.revision = self.revision
-        known.remember(self.hashes)
+        known.remember(self.hashes, self.chars)
         return known
+
+
+def _chars(facts: Iterable[SpanFacts | Annotation | Deletion]) -> int:
+    """Characters of the messages of spans; a prompt repeats most of those before it, but for its last one."""
+    return sum(
+        len(message.text)
+        for span in facts
+        if isinstance(span, SpanFacts)
+        for message in (*span.input_messages[-1:], *span.output_messages)
+    )
 
 
 def _hull(facts: Iterable[SpanFacts], first: int | None, last: int | None) -> tuple[int | None, int | None]:
@@ -187,6 +200,7 @@ def insert_facts(conn: Connection, sql: Statements, works: Sequence[Work]) -> Co
                     if element.hash not in hashes and element.hash not in stored:
                         elements.append((trace_id, element.hash, element.parent_hash, element.body))
                         hashes.add(element.hash)
+                        work.chars += len(element.body)
                     elif element.parent_hash is not None:
                         break  # and so are all those before it, whoever came with them
         chosen.append(given)
