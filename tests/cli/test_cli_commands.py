@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
-from cli_seeds import MS, START, TRAVEL, WEATHER, Cli
+from cli_seeds import MS, START, TRAVEL, WEATHER, Cli, Result
+from sqlalchemy import make_url
 
 
 class TestRuns:
@@ -120,6 +123,12 @@ class TestTrace:
 
 
 class TestStepAndMessages:
+    def test_a_run_without_messages_is_there_all_the_same(self, imported: Cli) -> None:
+        run_id = imported("runs", "--json", "--agent", "weather").json["items"][0]["id"]
+        assert imported("messages", TRAVEL, "--run", run_id).code == 1
+        _execute("DELETE FROM messages")
+        assert imported("messages", WEATHER, "--run", run_id).code == 0
+
     def test_a_step_in_full(self, imported: Cli) -> None:
         step_id = imported("steps", "--json", "--status", "failed").json["items"][0]["id"]
         shown = imported("step", step_id).out
@@ -187,6 +196,10 @@ class TestImport:
         assert "lines.jsonl:2" in errors[2]
         assert result.out == "imported 12 spans of 2 traces from 4 files (3 problems)\n"
 
+    def test_files_that_cannot_be_read_make_no_database(self, cli: Cli, tmp_path: Path) -> None:
+        assert cli("import", "none.json", "--db", "none.db").code == 1
+        assert list(tmp_path.iterdir()) == []
+
     def test_into_either_database(self, cli: Cli, imported: Cli, database_url: str) -> None:
         assert cli("import", "spans.json", "--db", database_url).out == "imported 6 spans of 2 traces from 1 file\n"
         here, there = cli("trace", WEATHER), cli("trace", WEATHER, "--db", database_url)
@@ -203,3 +216,32 @@ class TestImport:
         (tmp_path / "a.json").write_text(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}))
         assert cli("import", "a.json").code == 0
         assert "GET /health" in cli("trace", WEATHER).out
+
+
+def _execute(statement: str) -> None:
+    """In the database of the directory that the command line is called in."""
+    with contextlib.closing(sqlite3.connect("steps.db")) as connection, connection:
+        connection.execute(statement)
+
+
+class TestDemo:
+    """What to do next, as one can paste it."""
+
+    def next(self, result: Result) -> list[str]:
+        assert result.code == 0, result
+        return [line for line in result.out.splitlines() if line.startswith("  step-exporter ")]
+
+    def test_paths_are_quoted_for_the_shell(self, cli: Cli) -> None:
+        assert self.next(cli("demo", "--db", "a b&.db"))[0] == "  step-exporter runs --db 'a b&.db'"
+        assert self.next(cli("demo"))[0] == "  step-exporter runs"
+
+    def test_a_database_of_the_environment_is_not_repeated(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OTEL_EXPORTER_STEPS_URL", "sqlite:///other.db")
+        assert self.next(cli("demo"))[0] == "  step-exporter runs"
+        assert self.next(cli("demo", "--db", "sqlite:///steps.db"))[0].endswith(" --db sqlite:///steps.db")
+
+    def test_g11_passwords_are_not_shown(self, cli: Cli, postgres_url: str) -> None:
+        url = make_url(postgres_url).set(password="hunter2")
+        result = cli("demo", "--db", url.render_as_string(hide_password=False))
+        assert "hunter2" not in result.out
+        assert ":***@" in self.next(result)[0]

@@ -21,5 +21,6 @@ def test_every_command_and_option_has_help() -> None:
     make = making()
     for name, command in make["commands"]().items():
         assert command.help, name
+        assert "``" not in command.help, name
         for param in make["options"](command):
             assert getattr(param, "help", None), f"{name} {param.name}"

@@ -27,6 +27,10 @@ PROGRAM = [sys.executable, "-c", "import sys; from step_exporter.cli import main
         (["runs", "--after", "nonsense"], 2, "cursor"),
         (["runs", "--colour"], 2, "--colour"),
         (["steps", "--feedback", "so-so"], 2, "--feedback"),
+        (["runs", "--status", "bad"], 2, "completed"),
+        (["steps", "--status", "completed"], 2, "success"),
+        (["audit", "--action", "zz"], 2, "rotate_key"),
+        (["messages", "--run", "nope"], 1, "no run 'nope'"),
         (["frobnicate"], 2, "frobnicate"),
         (["trace"], 2, "TRACE_ID"),
         (["messages"], 2, "--run"),
@@ -123,6 +127,32 @@ class TestAsAProcess:
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (130, b"", b"")
+
+    @pytest.mark.parametrize("command", ["steps", "steps --json", "export", "--help", "tail --seconds 0"])
+    @pytest.mark.parametrize(("to", "why"), [("/dev/full", "No space left on device"), ("&-", "Bad file descriptor")])
+    def test_output_that_cannot_be_written_is_one_line(self, imported: Cli, command: str, to: str, why: str) -> None:
+        shell = ["sh", "-c", f'exec "$@" {command} >{to}', "sh", *PROGRAM]
+        done = subprocess.run(shell, capture_output=True, encoding="utf-8", timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1, f"error: cannot write the output: {why}\n")
+
+    def test_a_command_that_prints_nothing_needs_no_output(self, tmp_path: Path) -> None:
+        shell = ["sh", "-c", 'exec "$@" tail --seconds 0 -n 0 >&-', "sh", *PROGRAM]
+        self.run("demo", "--db", str(tmp_path / "steps.db"))
+        done = subprocess.run(shell, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_ctrl_c_while_it_starts_is_quiet(self) -> None:
+        code = """if True:
+            import sys
+            class Interrupts:
+                def find_spec(self, name, *_):
+                    if name == "typer":
+                        raise KeyboardInterrupt
+            sys.meta_path.insert(0, Interrupts())
+            from step_exporter.cli import main
+            sys.exit(main(["runs"]))"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
     def test_without_typer_one_line_says_what_to_install(self) -> None:
         code = "import sys; sys.modules['typer'] = None; from step_exporter.cli import main; sys.exit(main(['runs']))"

@@ -31,6 +31,29 @@ class TestStats:
         assert imported("stats", "--model", "none").out == "no steps\n"
         assert imported("stats", "--by", "colour").code == 2
 
+    @pytest.mark.parametrize("group", ["run", "day", "hour"])
+    @pytest.mark.parametrize("columns", ["", "60", "80", "140"])
+    def test_groups_are_never_cut(
+        self, imported: Cli, monkeypatch: pytest.MonkeyPatch, group: str, columns: str
+    ) -> None:
+        if columns:
+            monkeypatch.setenv("COLUMNS", columns)
+        names = {record["group"][group] for record in imported("stats", "--by", group, "--json").json}
+        lines = imported("stats", "--by", group).out.splitlines()
+        assert names == {line.split()[0] for line in lines[1 : 1 + len(names)]}
+
+    def test_what_a_narrow_terminal_goes_without_is_said(self, imported: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        full = imported("stats", "--by", "run", "--by", "model").out
+        assert "tok/s" in full.splitlines()[0]
+        assert "too narrow" not in full
+        monkeypatch.setenv("COLUMNS", "80")
+        head, *_, said = imported("stats", "--by", "day").out.splitlines()
+        assert head.split()[:3] == ["day", "steps", "failed"]
+        assert len(head) <= 80
+        assert said == "too narrow for LLM p50/p95, tools p50/p95, ttft p50/p95, tok/s; --json has all"
+        monkeypatch.setenv("COLUMNS", "40")
+        assert imported("runs").out.splitlines()[0].split()[-1] == "error"
+
     def test_cost(self, imported: Cli) -> None:
         pytest.importorskip("genai_prices")
         result = imported("stats", "--cost")

@@ -6,8 +6,12 @@ import json
 import sqlite3
 from pathlib import Path
 
+import pytest
 from cli_seeds import Cli
 
+from step_exporter.facts import RawSpan
+from step_exporter.spool import Spool, spool_directory, spooled
+from step_exporter.store import engine as engines
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.ingest import Writer
 from step_exporter.store.prepare import UNSTORABLE, reject
@@ -31,10 +35,42 @@ def test_where_there_is_nothing_it_makes_nothing(cli: Cli, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_locked_database_is_one_line(
+    imported: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0.1)
+    connection = sqlite3.connect(tmp_path / "steps.db", isolation_level=None)
+    connection.execute(f"PRAGMA journal_mode = {mode}")
+    connection.execute("BEGIN EXCLUSIVE")
+    said = imported("doctor")
+    connection.close()
+    assert said.code == 1
+    [line] = said.err.splitlines()
+    assert line.startswith("error: ")
+    assert "locked" in line
+
+
+def test_what_waits_for_a_database_that_is_away_is_said(cli: Cli, tmp_path: Path) -> None:
+    url, home = "postgresql://u:hunter2@127.0.0.1:1/away", tmp_path / "spools"
+    directory = spool_directory(url, home)
+    assert directory is not None
+    spool = Spool(directory)
+    spool.put([spooled(RawSpan("a" * 32, "b" * 16, None, "late"))])
+    spool.close()
+    said = cli("doctor", "--db", url, "--spool", str(home))
+    assert (said.code, said.err[:7], "hunter2" in said.err) == (1, "error: ", False)
+    assert "1 fact in " in said.out
+    assert cli("doctor", "--db", url, "--spool", str(home), "--json").json["spools"][0]["facts"] == 1
+
+
+def test_a_directory_of_spools_that_is_not_there_is_named(imported: Cli) -> None:
+    assert "there is no directory nowhere" in imported("doctor", "--spool", "nowhere").out
+    assert "no directory" not in imported("doctor", "--spool", "off").out
+
+
 def test_what_is_in_the_quarantine_is_tried_again(imported: Cli, tmp_path: Path) -> None:
     engine = create_sync_engine(tmp_path / "steps.db")
-    from step_exporter.facts import RawSpan
-
     raw = RawSpan("a" * 32, "b" * 16, None, "late", attributes={"gen_ai.operation.name": "chat"})
     Writer(engine).commit([], [reject(raw, UNSTORABLE, "an older version could not")])
     engine.dispose()

@@ -211,3 +211,14 @@ def test_a_chain_of_ten_thousand_spans_stays_narrow() -> None:
 )
 def test_bars_are_to_scale_and_never_empty(offset: int, length: int, cells: tuple[int, int]) -> None:
     assert bar(offset, length, 100, 20) == cells
+
+
+def test_a_span_of_a_process_that_is_gone_does_not_run(weather: TraceRecord) -> None:
+    open_span = {"end_ns": None, "ended": False}
+    spans = [replace(span, **open_span, abandoned_ns=START if span.span_id == "s4" else None) for span in weather.spans]
+    tools, chats = (
+        [line.split() for line in lines(replace(weather, spans=tuple(spans))) if word in line]
+        for word in ("get_weather", "chat gpt-5-mini")
+    )
+    assert "running" in tools[0]
+    assert ["running" in chats[0], "abandoned" in chats[1], "running" in chats[1]] == [True, True, False]

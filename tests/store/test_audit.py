@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import pytest
@@ -18,10 +18,10 @@ from sqlalchemy import Engine, insert, select, text
 
 from step_exporter.errors import InputError, NotFoundError
 from step_exporter.models import Audit, Quarantine
-from step_exporter.store.audit import Caller
+from step_exporter.store.audit import Action, Caller
 from step_exporter.store.codec import canonical
 from step_exporter.store.engine import create_sync_engine
-from step_exporter.store.filters import AuditFilter, Place, encode_cursor
+from step_exporter.store.filters import ACTIONS, AuditFilter, Place, encode_cursor
 from step_exporter.store.ingest import Writer
 from step_exporter.store.prepare import UNSTORABLE
 from step_exporter.store.query import StepStore
@@ -185,6 +185,10 @@ def test_entries_are_read_page_by_page_and_filtered(store: Any) -> None:
         (AuditFilter(until=datetime.now(UTC) - timedelta(hours=1)), 0),
     ):
         assert len(store.audit(which)) == count, which
+
+
+def test_every_action_can_be_asked_for() -> None:
+    assert get_args(Action) == ACTIONS
 
 
 def test_a_cursor_is_one_that_a_page_of_the_trail_gave(file: StepStore) -> None:

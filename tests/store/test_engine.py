@@ -56,6 +56,16 @@ def test_every_url_of_the_two_databases_has_a_sync_and_an_async_twin(
     assert async_url(given).render_as_string(hide_password=False) == asynchronous
 
 
+def test_a_uri_of_sqlite_is_asked_for_in_full_and_makes_no_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("file:steps.db", "file:steps.db?mode=ro", "sqlite:///file:steps.db"):
+        with pytest.raises(ConfigurationError, match=r"sqlite:///file:steps.db.*\?uri=true"):
+            create_sync_engine(url)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,39 @@ def test_a_file_appears_when_it_is_complete(sqlite_url: str, tmp_path: Path) -> 
         with pytest.raises(InputError, match="cannot write"):
             store.export(tmp_path / "no" / "x", "csv")
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.csv"]
+
+
+def test_a_pipe_is_written_to_and_stays_one(sqlite_url: str, tmp_path: Path) -> None:
+    engine = create_sync_engine(sqlite_url)
+    ensure_schema(engine)
+    two_steps(engine)
+    engine.dispose()
+    pipe = tmp_path / "out"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with StepStore(sqlite_url) as store, os.fdopen(reader, "rb") as read:
+        assert store.export(pipe) == 2
+        assert len(read.read().splitlines()) == 2
+    assert pipe.is_fifo()
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_a_link_stays_one_and_its_file_is_replaced(sqlite_url: str, tmp_path: Path) -> None:
+    engine = create_sync_engine(sqlite_url)
+    ensure_schema(engine)
+    two_steps(engine)
+    engine.dispose()
+    (tmp_path / "there").mkdir()
+    for name, before in (("new", None), ("old", "old")):
+        link, file = tmp_path / name, tmp_path / "there" / name
+        if before is not None:
+            file.write_text(before)
+        link.symlink_to(file)
+        with StepStore(sqlite_url) as store:
+            assert store.export(link) == 2
+        assert link.is_symlink()
+        assert len(file.read_bytes().splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["new", "old"]
 
 
 def test_the_async_store_exports_as_well(sqlite_url: str, tmp_path: Path) -> None:

@@ -178,6 +178,18 @@ def test_a_change_by_an_id_that_several_traces_have_is_refused(store: Any, write
     assert [step.trace_id for step in store.steps(StepFilter(feedback="positive"))] == [trace_id(2)]
 
 
+def test_tags_and_people_have_names(store: Any, writer: Writer) -> None:
+    writer.write(agent_trace())
+    step = store.steps().items[0].id
+    for change in (
+        lambda: store.tags(step, [" "]),
+        lambda: store.feedback(step, "positive", [""]),
+        lambda: store.feedback(step, "positive", by=""),
+    ):
+        with pytest.raises(InputError, match="empty"):
+            change()
+
+
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with StepStore(tmp_path / "no.db") as store, pytest.raises(NotFoundError):
         store.feedback("step-1", "positive")

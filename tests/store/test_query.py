@@ -452,6 +452,7 @@ MEANINGLESS: list[tuple[dict[str, Any], str]] = [
     ({"tags_any": "abcd"}, "a list"),
     ({"tags_all": [None]}, "a text"),
     ({"feedback": "good"}, "positive"),
+    ({"status": "completed"}, "pending, running, success, failed, cancelled or abandoned"),
     ({"has_feedback": "no"}, "True or False"),
     ({"started_after": datetime(2026, 1, 1)}, "time zone"),
     ({"started_after": "2026-01-01"}, "datetime or integer nanoseconds"),
@@ -463,6 +464,8 @@ def test_a_filter_that_cannot_be_meant_is_refused(store: Any) -> None:
     for asked, message in MEANINGLESS:
         with pytest.raises(InputError, match=message):
             store.steps(StepFilter(**asked))
+    with pytest.raises(InputError, match="created, running, completed, failed or cancelled"):
+        store.runs(RunFilter(status="success"))
 
 
 # Pages

@@ -60,6 +60,21 @@ def test_feedback_is_set_and_found(server: Server) -> None:
         assert server.ask("POST", path, body, JSON).status == 400
 
 
+def test_feedback_sets_tags_where_they_are_given(server: Server) -> None:
+    server.send(agent_run())
+    path = f"/api/steps/{server.get('/api/steps').json['items'][0]['id']}"
+    for body, tags in (
+        (b'{"feedback": "positive", "tags": ["b", "a"]}', ["a", "b"]),
+        (b'{"feedback": null, "tags": null}', ["a", "b"]),
+        (b'{"feedback": null, "tags": []}', None),
+    ):
+        assert server.ask("POST", f"{path}/feedback", body, JSON).status == 200
+        assert server.get(path).json["tags"] == tags
+    for wrong in (b'{"feedback": null, "tag": "a"}', b'{"feedback": null, "tags": "a"}',
+                  b'{"feedback": null, "tags": {"a": 1}}', b'{"feedback": null, "tags": [1]}'):  # fmt: skip
+        assert server.ask("POST", f"{path}/feedback", wrong, JSON).status == 400
+
+
 def test_a_thousand_tags_and_times_far_away_can_be_asked_for(server: Server) -> None:
     server.send(agent_run())
     many = "&".join(f"tags_all=t{number}" for number in range(1000))
@@ -74,7 +89,10 @@ def test_wrong_questions_are_answered_with_a_reason(server: Server) -> None:
     server.send(agent_run())
     for path in ("/api/steps?limit=0", "/api/steps?limit=x", "/api/steps?order=up", "/api/steps?colour=red",
                  "/api/steps?start_date=soon", "/api/runs?top_level=1", "/api/steps?after=x", "/api/traces/x",
-                 "/api/stats?by=colour", "/api/steps?trace_ids=12"):  # fmt: skip
+                 "/api/stats?by=colour", "/api/steps?trace_ids=12", "/api/steps?status=completed",
+                 "/api/runs?status=success", "/api/stats?status=bad", "/api/steps?model=a&model=b",
+                 "/api/runs?limit=1&limit=2", f"/api/traces/{TRACE}?colour=red",
+                 f"/api/steps/x?trace_id={TRACE}&trace_id={TRACE}"):  # fmt: skip
         answer = server.get(path)
         assert answer.status == 400, path
         assert answer.json["error"]

@@ -43,7 +43,8 @@ def test_runs_are_filtered_and_searched(server: Server) -> None:
     assert "two" in server.get("/?q=two").text.partition("<tbody>")[2]
     assert server.get(f"/?q={0x11110000:032x}").headers["location"] == f"/traces/{0x11110000:032x}"
     assert server.get("/?since=1h").status == 200
-    assert server.get("/?since=1x").status == 400
+    for wrong in ("/?since=1x", "/?status=bad", "/?limit=zz", "/?agent=one&agent=two", "/stats?by=foo"):
+        assert server.get(wrong).status == 400, wrong
 
 
 def test_runs_go_on_on_the_next_page(server: Server) -> None:
@@ -134,6 +135,17 @@ def test_a_prefix_of_a_trace_id_leads_to_it(server: Server) -> None:
     assert server.get("/traces/abcd").headers["location"] == f"/traces/{trace:032x}"
     assert server.get("/traces/dcba").status == 404
     assert server.get("/traces/zz").status == 400
+
+
+def test_several_traces_that_begin_as_the_search_are_listed(server: Server) -> None:
+    traces = [(0x01A2 << 112) + number for number in range(2)]
+    for trace in traces:
+        server.send(agent_run(trace, agent="one"))
+    page = server.get("/?q=01A2").text
+    assert "No run is like that" not in page
+    assert all(f'href="/traces/{trace:032x}"' in page for trace in traces)
+    server.send(agent_run(7, agent="01a2"))
+    assert "<tbody>" in server.get("/?q=01a2").text
 
 
 def test_feedback_is_set_by_the_form_and_taken_back(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,37 @@ def test_it_prints_a_link_that_works_and_ends_when_asked(tmp_path: Path) -> None
         finally:
             process.terminate()
             process.wait(20)
+
+
+def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [*RUN, "--db", str(tmp_path / "steps.db"), "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/login") as page:
+            assert page.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(("host", "code", "hint"), [("127.0.0.1", 1, "--port"), ("nowhere.invalid", 2, "--host")])
+def test_where_it_cannot_listen_it_says_so_and_makes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str, code: int, hint: str
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        options = ["--host", host, "--port", port, "--unsafe-no-token"]
+        assert main(["serve", "--db", str(tmp_path / "steps.db"), *options]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot listen on {host}" if code == 1 else f"error: cannot listen on {host!r}")
+    assert hint in line
+    assert not (tmp_path / "steps.db").exists()
 
 
 def test_it_does_not_start_beyond_loopback_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

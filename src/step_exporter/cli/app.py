@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -42,7 +44,9 @@ from step_exporter.cli.options import (
 from step_exporter.cli.output import console, print_json, show
 from step_exporter.cli.text import parse_time
 from step_exporter.cli.waterfall import waterfall
-from step_exporter.errors import InputError
+from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
+from step_exporter.errors import InputError, NotFoundError
+from step_exporter.store.engine import display_url
 from step_exporter.store.filters import RunFilter, StepFilter
 from step_exporter.store.query import StepStore
 from step_exporter.store.records import Page
@@ -83,7 +87,7 @@ def demo(db: Db = DEFAULT_URL) -> None:
     trace_id = run_demo(db)
     with StepStore(db) as store:
         show(waterfall(store.trace(trace_id), console().width))
-    option = "" if db == DEFAULT_URL else f" --db {db}"
+    option = _db_option(db)
     short = trace_id[:8]
     show(
         [
@@ -226,6 +230,10 @@ def messages(
         raise InputError("which messages? Give a TRACE_ID, --run ID or --step ID")
     with StepStore(db, organization_id=organization) as store:
         found = store.messages(trace_id=trace_id, run_id=run, step_id=step)
+        if run and not found:
+            trace_ids = [store.find_trace(trace_id)] if trace_id else None
+            if not store.runs(RunFilter(run_id=run, trace_ids=trace_ids), limit=1).items:
+                raise NotFoundError(f"there is no run {run!r:.100}" + (f" in trace {trace_id}" if trace_id else ""))
     if as_json:
         print_json([message.to_dict() for message in found])
     else:
@@ -264,10 +272,17 @@ def serve(
         bool, typer.Option("--unsafe-no-token", help="Ask nobody for a key: whoever reaches the port reads all.")
     ] = False,
 ) -> None:
-    """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP."""
+    """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP. Ctrl-C ends it (exit code 0)."""
     from step_exporter.cli.serve import serve
 
     serve(db, host, port, names=allow_host or (), unsafe_no_token=unsafe_no_token, organization_id=organization)
+
+
+def _db_option(url: str) -> str:
+    """`` --db URL`` as a shell takes it, without passwords; nothing where a command uses that database anyway."""
+    if url == (os.environ.get(OTEL_EXPORTER_STEPS_URL) or DEFAULT_URL):
+        return ""
+    return f" --db {shlex.quote(display_url(url) if '://' in url else url)}"
 
 
 def _show_page(page: Page[Any], table: Callable[[Sequence[Any]], Iterable[RenderableType]], as_json: bool) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import DBAPIError
 
 from step_exporter.cli.options import DEFAULT_URL as URL
 from step_exporter.cli.options import Db, Json, app
@@ -18,11 +19,13 @@ from step_exporter.cli.output import print_json, show
 from step_exporter.cli.text import count
 from step_exporter.ddl import VERSION
 from step_exporter.environment import OTEL_EXPORTER_STEPS_SPOOL
+from step_exporter.errors import DatabaseError, NotFoundError
 from step_exporter.models import Base
 from step_exporter.spool import spool_directory, spool_files
 from step_exporter.store import sqlite
 from step_exporter.store.audit import Caller, current_user
-from step_exporter.store.engine import create_sync_engine, display_url, sqlite_path
+from step_exporter.store.engine import BUSY_TIMEOUT_S, create_sync_engine, display_url, sqlite_path
+from step_exporter.store.failures import cause
 from step_exporter.store.processes import find_abandoned
 from step_exporter.store.requeue import requeue
 from step_exporter.store.schema import check_schema, schema_version
@@ -56,27 +59,34 @@ def doctor(
 ) -> None:
     """Look whether the database is sound and everything is in it; record what processes that are gone left open.
 
-    Exits with 1 if the file is damaged.
+    Exits with 1 if the file is damaged or the database cannot be used; what waits in spools is said all the same.
     """
-    findings = examine(db, again=again, spool=spool)
-    if as_json:
-        print_json({finding.name: finding.value for finding in findings})
-    else:
-        show(lines(findings))
+    if str(spool).lower() in ("on", "off"):  # no directories, but what the exporter takes as well
+        spool = None
+    try:
+        findings = examine(db, again=again, spool=spool)
+    except (DatabaseError, NotFoundError):
+        _show([_spools(db, spool)], as_json)
+        raise
+    _show(findings, as_json)
     if any(finding.name == "integrity" and not finding.is_well for finding in findings):
         raise typer.Exit(1)
 
 
 def examine(db: str, *, again: bool = False, spool: Path | None = None) -> list[Finding]:
-    """Look at everything. ``again``: try once more to store what is in the quarantine."""
+    """Look at everything. ``again``: try once more to store what is in the quarantine. Raises ``DatabaseError`` where
+    the database cannot be used, ``NotFoundError`` where there is none."""
     reader = create_sync_engine(db, read_only=True)  # says so where there is no file, and makes none
-    with reader.connect() as conn:
-        check_schema(conn)
-    reader.dispose()
     engine = create_sync_engine(db)
     try:
+        with reader.connect() as conn:
+            check_schema(conn)
         return list(_findings(engine, db, again, spool))
+    except DBAPIError as error:
+        waited = f"; it was waited for {BUSY_TIMEOUT_S} s, try again" if "locked" in cause(error) else ""
+        raise DatabaseError(f"Cannot use {display_url(db)}: {cause(error)}{waited}") from error
     finally:
+        reader.dispose()
         engine.dispose()
 
 
@@ -85,6 +95,13 @@ def lines(findings: list[Finding]) -> Iterator[RenderableType]:
     for finding in findings:
         mark = ("✓ ", "green") if finding.is_well else ("! ", "bold yellow")
         yield Text.assemble(mark, (f"{finding.name:<12}", "bold"), harmless(finding.said))
+
+
+def _show(findings: list[Finding], as_json: bool) -> None:
+    if as_json:
+        print_json({finding.name: finding.value for finding in findings})
+    else:
+        show(lines(findings))
 
 
 def _findings(engine: Engine, db: str, again: bool, spool: Path | None) -> Iterator[Finding]:
@@ -164,7 +181,8 @@ def _spools(db: str, home: Path | None) -> Finding:
     files = list(spool_files(directory)) if directory is not None and directory.is_dir() else []
     value = [{"path": str(file.path), "facts": file.facts, "in_use": file.in_use} for file in files]
     said = "; ".join(f"{_facts(file.facts)} in {file.path}{_owner(file.in_use)}" for file in files)
-    return Finding("spools", value, said or "none", not files)
+    missing = f"none: there is no directory {home}" if home is not None and not home.is_dir() else "none"
+    return Finding("spools", value, said or missing, not files)
 
 
 def _facts(number: int | None) -> str:

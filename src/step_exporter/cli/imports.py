@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from sqlalchemy import Engine
 
 from step_exporter.cli.text import count, harmless
 from step_exporter.facts import RawSpan
@@ -60,7 +61,6 @@ def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
     summary = Summary()
     engine = create_sync_engine(url, foreign_keys=False)
     try:
-        ensure_schema(engine)
         writer = Writer(engine)
         progress = _progress(stderr)
         with progress if stderr.is_terminal else nullcontext():
@@ -69,16 +69,18 @@ def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
                 if file.name.endswith(TRUTH_SUFFIX):
                     summary.skipped += 1
                 else:
-                    _import_file(file, writer, summary, progress)
+                    _import_file(file, engine, writer, summary, progress)
                 progress.update(task, advance=1, description=count(summary.spans, "span"))
     finally:
         engine.dispose()
     return summary
 
 
-def _import_file(file: Path, writer: Writer, summary: Summary, progress: Progress) -> None:
+def _import_file(file: Path, engine: Engine, writer: Writer, summary: Summary, progress: Progress) -> None:
     summary.files += 1
     for batch in _batches(_good(read_file(file), summary, progress)):
+        if not summary.spans:  # files without any make no database
+            ensure_schema(engine)
         result = writer.write(batch)
         summary.spans += len(batch)
         summary.quarantined += result.quarantined

@@ -20,8 +20,12 @@ PIPED_WIDTH = 140
 
 def console() -> Console:
     """Standard output. Rich leaves the colours out where it is no terminal, or where NO_COLOR is set."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PIPED_WIDTH if piped else None, highlight=False, soft_wrap=True)
+    return Console(width=PIPED_WIDTH if is_piped() else None, highlight=False, soft_wrap=True)
+
+
+def is_piped() -> bool:
+    """Whether no terminal says how wide lines are."""
+    return not sys.stdout.isatty() and "COLUMNS" not in os.environ
 
 
 def show(lines: Iterable[RenderableType]) -> None:

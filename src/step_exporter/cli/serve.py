@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from step_exporter.errors import ConfigurationError, DatabaseError, SchemaError
+from step_exporter.errors import ConfigurationError, DatabaseError, SchemaError, StepExporterError
 
 TOKEN_VARIABLE = "STEP_EXPORTER_TOKEN"
 _SHUTDOWN_S = 5
+_LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""What an address of localhost gives where a machine has no IPv6."""
 
 
 def serve(
@@ -20,8 +25,8 @@ def serve(
 ) -> None:
     """Serve until interrupted. Where to go is said on stderr.
 
-    Raises ``ConfigurationError`` before it listens, if others could read without a key or packages are missing;
-    ``SchemaError`` for a database that is not ours.
+    Raises ``ConfigurationError`` before it listens, if others could read without a key, packages are missing or the
+    host is none; ``StepExporterError`` if it cannot listen there; ``SchemaError`` for a database that is not ours.
     """
     try:
         import uvicorn
@@ -35,6 +40,7 @@ def serve(
     chosen = os.environ.get(TOKEN_VARIABLE) or None
     access = make_access(host, port, key=chosen, names=names, unsafe_no_token=unsafe_no_token)
     sessions = Sessions(access.key)
+    sockets = _listen(host, port)  # first, so that nothing is said or made where that fails
     _make_tables(url)
     _say(f"Spans:  http://{_place(host, port)}  (OTEL_EXPORTER_OTLP_ENDPOINT, http/protobuf or http/json)")
     if access.key is None:
@@ -46,15 +52,56 @@ def serve(
     logging.basicConfig(format="%(levelname)s: %(message)s")
     app = create_app(url, access, sessions, organization_id=organization_id)
     gc.freeze()  # what was imported stays: looking through it cost the first look at 50,000 spans a fifth of its time
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-        h11_max_incomplete_event_size=64 * 1024,
-        **config,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+            h11_max_incomplete_event_size=64 * 1024,
+            **config,
+        )
     )
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
+        server.run(sockets)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on every address of the host that this machine has."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name
+        why = getattr(error, "strerror", None) or "not a name"
+        raise ConfigurationError(f"cannot listen on {host!r:.100}: {why}. Give another --host.") from None
+    sockets: list[socket.socket] = []
+    why = ""
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        try:
+            sockets.append(_bound(family, address))
+        except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno not in _LACKING:
+                break
+    else:
+        if sockets:
+            return sockets
+    for sock in sockets:
+        sock.close()
+    raise StepExporterError(f"cannot listen on {host} port {port}: {why}. Give another --port or --host.")
+
+
+def _bound(family: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it lets two servers share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen()
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _make_tables(url: str) -> None:

@@ -12,12 +12,15 @@ from rich.text import Text
 
 from step_exporter.cli.options import DEFAULT_URL as URL
 from step_exporter.cli.options import Agent, Db, Json, Organization, Since, Until, app
-from step_exporter.cli.output import print_json, show
-from step_exporter.cli.tables import table, words
+from step_exporter.cli.output import console, is_piped, print_json, show
+from step_exporter.cli.tables import least_width, table, words
 from step_exporter.cli.text import UNKNOWN, duration, parse_time
 from step_exporter.store.filters import StepFilter
 from step_exporter.store.query import StepStore
 from step_exporter.store.statistics import GROUPS, Group, Percentiles, StatsRecord
+
+_LEFT_OUT = ("step p50/p95/p99>", "LLM p50/p95>", "tools p50/p95>", "ttft p50/p95>", "tok/s>")
+"""Columns that a narrow terminal goes without, the last ones first."""
 
 
 @app.command()
@@ -55,7 +58,7 @@ def stats(
 
 def _table(found: Sequence[StatsRecord], groups: Sequence[str], cost: bool) -> Iterator[RenderableType]:
     headings = [
-        *(f"{name}~" for name in groups),
+        *groups,
         "steps>",
         "failed>",
         "step p50/p95/p99>",
@@ -78,10 +81,28 @@ def _table(found: Sequence[StatsRecord], groups: Sequence[str], cost: bool) -> I
         ]
         for record in found
     ]
-    yield table(headings, rows) if rows else Text("no steps", style="dim")
+    if not rows:
+        yield Text("no steps", style="dim")
+        return
+    shown = [place for place, heading in enumerate(headings) if heading not in _LEFT_OUT]
+    for heading in _LEFT_OUT:
+        more = sorted([*shown, headings.index(heading)])
+        if not is_piped() and least_width(*_only(more, headings, rows)) > console().width:
+            break
+        shown = more
+    yield table(*_only(shown, headings, rows))
+    if missing := [heading.rstrip(">") for place, heading in enumerate(headings) if place not in shown]:
+        yield Text(f"too narrow for {', '.join(missing)}; --json has all", style="dim")
     unknown = sorted({reason for record in found for reason in record.cost_unknown})
     for reason in unknown:
         yield words(f"US$ leaves out steps: {reason}")
+
+
+def _only(
+    places: Sequence[int], headings: Sequence[str], rows: Sequence[Sequence[Text]]
+) -> tuple[list[str], list[list[Text]]]:
+    """The columns at these places."""
+    return [headings[place] for place in places], [[row[place] for place in places] for row in rows]
 
 
 def _times(values: Percentiles | None, with_p99: bool = False) -> str:

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from step_exporter.cli.output import console
 from step_exporter.cli.text import UNKNOWN, duration, harmless, message_text, tokens, when
 from step_exporter.cli.waterfall import status_text, step_error
 from step_exporter.store.records import MessageRecord, RunRecord, StepMetricsRecord, StepRecord
@@ -139,14 +140,18 @@ def _shown(name: str, value: Any) -> Text:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
-    """A table without lines. A heading that ends in ``>`` is of numbers, in ``~`` of words, which may be cut."""
+    """A table without lines. A heading that ends in ``>`` is of numbers, in ``~`` of words, which may be cut.
+
+    What is wider than the terminal goes on on its next line: Rich would leave columns out.
+    """
+    least = least_width(headings, rows)
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for place, heading in enumerate(headings):
-        width = max(len(heading.rstrip("~>")), *(row[place].cell_len for row in rows))
+    table.width = least if least > console().width else None
+    for heading, width in zip(headings, _widths(headings, rows), strict=True):
         table.add_column(
             heading.rstrip("~>"),
             justify="right" if heading.endswith(">") else "left",
-            min_width=min(width, MIN_WORDS) if heading.endswith("~") else width,
+            min_width=width,
             max_width=MAX_WORDS if heading.endswith("~") else None,
             no_wrap=True,
             overflow="ellipsis",
@@ -154,6 +159,18 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def least_width(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> int:
+    """The cells that a table needs at least."""
+    return sum(_widths(headings, rows)) + 2 * (len(headings) - 1)
+
+
+def _widths(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Iterator[int]:
+    """The least width of each column."""
+    for place, heading in enumerate(headings):
+        width = max(len(heading.rstrip("~>")), *(row[place].cell_len for row in rows))
+        yield min(width, MIN_WORDS) if heading.endswith("~") else width
 
 
 def words(text: str, before: str = "") -> Text:

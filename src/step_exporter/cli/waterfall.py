@@ -212,13 +212,14 @@ def _span_row(span: SpanRecord, guide: str, under: str) -> Row:
     mark = _BY_ROLE.get(span.role, "other")
     failed = span.status_code == "error"
     known = span.start_ns is not None and span.end_ns is not None
+    unended = "running" if span.abandoned_ns is None else "abandoned"
     return Row(
         guide,
         under,
         harmless(span.name),
         mark if mark != "other" else span.role,
         "",
-        "failed" if failed else "" if span.ended else "running",
+        "failed" if failed else "" if span.ended else unended,
         span.start_ns,
         (span.end_ns or 0) - (span.start_ns or 0) if known else None,
         mark,

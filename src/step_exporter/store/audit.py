@@ -89,6 +89,8 @@ def entries(conn: Connection, which: AuditFilter, after: str | None, limit: int,
 
 
 def _conditions(which: AuditFilter) -> list[ColumnElement[bool]]:
+    if which.action is not None:
+        filters.check_one_of("action", which.action, filters.ACTIONS)
     conditions: list[ColumnElement[bool]] = []
     for name in ("actor", "action", "organization_id", "subject"):
         value = getattr(which, name)

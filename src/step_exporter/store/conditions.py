@@ -147,6 +147,9 @@ def _values(which: StepFilter | RunFilter, names: Sequence[str]) -> dict[str, An
         value = getattr(which, name)
         if value is not None:
             values[name] = filters.check_text(name, value)
+    if which.status is not None:
+        statuses = filters.STEP_STATUSES if isinstance(which, StepFilter) else filters.RUN_STATUSES
+        filters.check_one_of("status", which.status, statuses)
     if which.started_after is not None:
         values["started_after"] = filters.check_time("started_after", which.started_after)
     if which.started_before is not None:

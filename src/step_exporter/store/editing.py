@@ -253,8 +253,15 @@ def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None, organizat
 
 
 def _actor(caller: Caller, by: str | None) -> str:
-    return caller.actor if by is None else filters.check_text("by", by)
+    if by is None:
+        return caller.actor
+    if not filters.check_text("by", by).strip():
+        raise InputError("by says who it was; it is empty")
+    return by
 
 
 def _checked_tags(values: Sequence[str]) -> list[str]:
-    return sorted(set(filters.check_texts("tags", values)))
+    tags = set(filters.check_texts("tags", values))
+    if any(not tag.strip() for tag in tags):
+        raise InputError("a tag is not empty; to take all tags away, give none")
+    return sorted(tags)

@@ -63,6 +63,9 @@ def sync_url(url: DatabaseURL) -> URL:
     if parsed.drivername in _SQLITE:
         if parsed.host or parsed.username:
             raise ConfigurationError(f"A SQLite URL has three slashes before the path: sqlite:///{parsed.host}")
+        if _is_uri(parsed) and parsed.query.get("uri") != "true":  # it would be a file of that name
+            name = parsed.database
+            raise ConfigurationError(f"Give the path of the SQLite file, or its URI as sqlite:///{name}?uri=true")
         _synchronous(parsed)
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername in _POSTGRESQL:
@@ -144,7 +147,10 @@ def create_async_store_engine(
 def _parse(url: DatabaseURL) -> URL:
     if isinstance(url, URL):
         return url
-    text = os.fspath(url)
+    try:
+        text = os.fspath(url)
+    except TypeError:
+        raise ConfigurationError(f"{url!r:.40} is no database URL. {_ACCEPTED}") from None
     if not text.strip():
         raise ConfigurationError(f"The database URL is empty. {_ACCEPTED}")
     if "://" not in text:

@@ -26,6 +26,11 @@ MAX_LIMIT = 1000
 MAX_LIST = 1000
 """Trace ids or tags in one filter; SQLite takes 32,766 parameters a statement, PostgreSQL 65,535."""
 
+STEP_STATUSES = ("pending", "running", "success", "failed", "cancelled", "abandoned")
+RUN_STATUSES = ("created", "running", "completed", "failed", "cancelled")
+ACTIONS = ("feedback", "tags", "transaction", "delete", "prune", "rebuild", "requeue", "rotate_key")
+"""What an entry of the audit trail says was done (``audit.Action``)."""
+
 _TRACE_ID = re.compile("[0-9a-f]{32}")
 _TRACE_ID_PREFIX = re.compile("[0-9a-f]{4,32}")
 _SPAN_ID = re.compile("[0-9a-f]{16}")
@@ -183,6 +188,13 @@ def check_text(name: str, value: str) -> str:
         return _text(name, value)
     except TypeError as wrong:
         raise InputError(str(wrong)) from None
+
+
+def check_one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    """The value, if it is an allowed one."""
+    if value not in allowed:
+        raise InputError(f"{name} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r:.40}")
+    return value
 
 
 def check_texts(name: str, values: Sequence[str]) -> tuple[str, ...]:

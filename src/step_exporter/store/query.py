@@ -124,7 +124,7 @@ class StepStore(_Reader):
         self.close()
 
     def close(self) -> None:
-        """Close all connections. Closing twice does nothing more."""
+        """Close all connections. Closing twice does nothing more; a store that is asked again opens new ones."""
         self._engine.dispose()
         self._writing.dispose()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,7 +23,7 @@ from starlette.routing import Route
 
 from step_exporter.errors import InputError
 from step_exporter.facts import MAX_NS
-from step_exporter.store.filters import RunFilter, StepFilter
+from step_exporter.store.filters import RUN_STATUSES, STEP_STATUSES, RunFilter, StepFilter
 from step_exporter.store.records import MessageRecord, Record, RunRecord, StepMetricsRecord, StepRecord
 from step_exporter.store.statistics import GROUPS, Group
 from step_exporter.store.tools import ToolStatsRecord
@@ -71,7 +72,7 @@ _STEP_PARAMETERS = (
     Parameter("agent_name", "agent_name", _TEXT, ""),
     Parameter("model", "model", _TEXT, ""),
     Parameter("provider_name", "provider_name", _TEXT, ""),
-    Parameter("status", "status", _TEXT, "pending, running, success, failed, cancelled or abandoned."),
+    Parameter("status", "status", {"type": "string", "enum": list(STEP_STATUSES)}, ""),
     Parameter("error_type", "error_type", _TEXT, ""),
     Parameter("tags", "tags_any", _MANY, "Steps with at least one of these tags."),
     Parameter("tags_all", "tags_all", _MANY, "Steps with all of these tags."),
@@ -91,7 +92,7 @@ _RUN_PARAMETERS = (
     Parameter("top_level", "top_level", _BOOL, "Only runs without a parent run, or only those with one."),
     Parameter("agent_id", "agent_id", _TEXT, ""),
     Parameter("agent_name", "agent_name", _TEXT, ""),
-    Parameter("status", "status", _TEXT, "created, running, completed, failed or cancelled."),
+    Parameter("status", "status", {"type": "string", "enum": list(RUN_STATUSES)}, ""),
     Parameter("error_type", "error_type", _TEXT, ""),
     Parameter("organization_id", "organization_id", _TEXT, ""),
     Parameter("project_id", "project_id", _TEXT, ""),
@@ -149,10 +150,12 @@ class Api:
 
     def trace(self, request: Request) -> Response:
         """All of a trace."""
+        check_parameters(request, ())
         return _answer(self._store.trace(request.path_params["trace_id"]).to_dict(js=True))
 
     def trace_messages(self, request: Request) -> Response:
         """The messages of a trace."""
+        check_parameters(request, ())
         return _answer({"items": _messages(self._store.messages(request.path_params["trace_id"]))})
 
     def stats(self, request: Request) -> Response:
@@ -173,7 +176,7 @@ class Api:
         return _answer({"items": [record.to_dict(js=True) for record in found]})
 
     async def feedback(self, request: Request) -> Response:
-        """Set or take back what somebody thinks of a step."""
+        """Set or take back what somebody thinks of a step, and set its tags."""
         try:
             async with self._forms.read(request) as body:
                 given: Any = orjson.loads(body)
@@ -181,9 +184,15 @@ class Api:
             raise InputError(f"a JSON object was expected: {error}") from None
         if not isinstance(given, dict) or "feedback" not in given:
             raise InputError("a JSON object with feedback was expected")
-        value = check_feedback(cast("Json", given)["feedback"])
+        said = cast("Json", given)
+        if unknown := sorted(said.keys() - _FEEDBACK["properties"].keys()):
+            raise InputError(f"there is no {unknown[0]!r:.60}; there are {', '.join(_FEEDBACK['properties'])}")
+        value, tags = check_feedback(said["feedback"]), said.get("tags")
+        if not (tags is None or isinstance(tags, list)):
+            raise InputError("tags is a list of texts")
         step = await to_thread.run_sync(self._step, request)
-        await to_thread.run_sync(partial(self._store.feedback, step.id, value, trace_id=step.trace_id, by="api"))
+        set_it = partial(self._store.feedback, step.id, value, tags, trace_id=step.trace_id, by="api")
+        await to_thread.run_sync(set_it)
         return _answer({"id": step.id, "trace_id": step.trace_id, "feedback": value})
 
     def document(self, request: Request) -> Response:
@@ -191,6 +200,7 @@ class Api:
         return _answer(openapi())
 
     def _step(self, request: Request) -> StepRecord:
+        check_parameters(request, (_TRACE_ID.name,))
         return self._store.step(request.path_params["step_id"], request.query_params.get("trace_id"))
 
 
@@ -215,6 +225,15 @@ def check_feedback(value: Any) -> Literal["positive", "negative"] | None:
     raise InputError(f"feedback is positive, negative or nothing, not {value!r:.40}")
 
 
+def check_parameters(request: Request, names: Collection[str], lists: Collection[str] = ()) -> None:
+    """Raise ``InputError`` for a query parameter that there is not, and for one given again that is no list."""
+    for name in request.query_params:
+        if name not in names:
+            raise InputError(f"there is no parameter {name!r:.60}; there are {', '.join(names) or 'none'}")
+        if name not in lists and len(request.query_params.getlist(name)) > 1:
+            raise InputError(f"{name} is given several times; one is enough")
+
+
 def _ns(moment: datetime) -> int:
     """Nanoseconds since the Unix epoch; what lies beyond their columns is their beginning or end."""
     return min(max((moment - _EPOCH) // _MICROSECOND * 1000, 0), MAX_NS)
@@ -233,14 +252,12 @@ def _answer(value: Json) -> Response:
 
 def _filter(request: Request, parameters: tuple[Parameter, ...]) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in parameters}
-    unknown = sorted(set(request.query_params) - known.keys())
-    if unknown:
-        raise InputError(f"there is no parameter {unknown[0]!r:.60}; there are {', '.join(known)}")
+    check_parameters(request, known, [name for name, each in known.items() if each.schema["type"] == "array"])
     found: dict[str, Any] = {}
     for name, parameter in known.items():
         if parameter.field is not None and name in request.query_params:
             values = request.query_params.getlist(name)
-            found[parameter.field] = values if parameter.schema["type"] == "array" else _value(parameter, values[-1])
+            found[parameter.field] = values if parameter.schema["type"] == "array" else _value(parameter, values[0])
     return found
 
 
@@ -300,7 +317,7 @@ def openapi() -> Json:
     paths["/api/steps/{step_id}/feedback"] = {
         "post": {
             "operationId": "feedback",
-            "summary": "Set what somebody thinks of a step; null takes it back.",
+            "summary": "Set what somebody thinks of a step (null takes it back), and its tags.",
             "parameters": [
                 {"name": "step_id", "in": "path", "required": True, "schema": _TEXT},
                 {"name": "trace_id", "in": "query", "schema": _TRACE_PREFIX, "description": _TRACE_ID.description},
@@ -337,8 +354,12 @@ def _error_answers() -> Json:
 _OF_PATH = {"step_id": _TEXT, "trace_id": _TRACE_PREFIX}
 _FEEDBACK: Json = {
     "type": "object",
-    "properties": {"feedback": {"enum": ["positive", "negative", None]}},
+    "properties": {
+        "feedback": {"enum": ["positive", "negative", None]},
+        "tags": {"type": ["array", "null"], "items": {"type": "string"}, "description": "Set in the place of others."},
+    },
     "required": ["feedback"],
+    "additionalProperties": False,
 }
 _ERRORS = {
     "400": "It cannot be asked like that.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from step_exporter.errors import AmbiguousIdError, InputError, NotFoundError
+from step_exporter.errors import InputError
 from step_exporter.models import utc_datetime
 from step_exporter.store.cost import CostSum
 from step_exporter.store.filters import RunFilter
@@ -22,8 +23,9 @@ from step_exporter.store.outline import Outline
 from step_exporter.store.records import RunRecord, StepRecord
 from step_exporter.text import UNKNOWN, count, dollars, duration, harmless, tokens
 from step_exporter.viewer import charts, waterfall
+from step_exporter.viewer.api import check_parameters
 from step_exporter.viewer.detail import MAX_SHOWN, Chosen, detail_of
-from step_exporter.viewer.reading import PageStore, RunPage
+from step_exporter.viewer.reading import MAX_NAMED, PageStore, RunPage
 from step_exporter.viewer.words import flag_words
 
 PAGE = 50
@@ -57,6 +59,7 @@ class Pages:
             block=_block,
             duration=duration,
             ago=_ago,
+            shell=shlex.quote,
             flag=flag_words,
             tokens=_tokens,
             usd=_usd,
@@ -74,17 +77,21 @@ class Pages:
 
     def runs(self, request: Request) -> Response:
         """``GET /``."""
+        check_parameters(request, ("q", "status", "agent", "service", "since", "after"))
         self.store.find_abandoned()
         asked = {name: request.query_params.get(name, "").strip() for name in ("q", "status", "agent", "service")}
         asked["since"] = request.query_params.get("since", "")
         after = request.query_params.get("after") or None
-        if asked["q"] and (trace_id := self._trace_named(asked["q"])):
-            return RedirectResponse(f"/traces/{trace_id}", 303)
+        traces = self._traces_named(asked["q"])
+        if len(traces) == 1:
+            return RedirectResponse(f"/traces/{traces[0]}", 303)
         page, sums = self.run_page(asked, after)
         kept = {name: value for name, value in asked.items() if value}
         return self._page(
             "runs.html",
             page_name="runs",
+            traces=traces,
+            max_named=MAX_NAMED,
             runs=[(run, sums[run.trace_id, run.id]) for run in page.items],
             asked=asked,
             windows=_RUN_WINDOWS,
@@ -123,11 +130,11 @@ class Pages:
                 return found
         return find(agent_name=query)
 
-    def _trace_named(self, text: str) -> str | None:
+    def _traces_named(self, text: str) -> Sequence[str]:
         try:
-            return self.store.find_trace(text)
-        except (InputError, NotFoundError, AmbiguousIdError):
-            return None
+            return self.store.traces_named(text)
+        except InputError:  # no beginning of an id
+            return ()
 
     # Trace
 
@@ -163,7 +170,7 @@ class Pages:
             chosen=chosen,
             detail=detail_of(self.store, outline, chosen) if chosen else None,
             sql=f"SELECT * FROM steps WHERE trace_id = '{outline.trace_id}' ORDER BY created_at",  # noqa: S608  to copy
-            cli=f"step-exporter trace {outline.trace_id} --db '{self._place}'",
+            cli=f"step-exporter trace {outline.trace_id} --db {shlex.quote(self._place)}",
             events=f"/live/traces/{outline.trace_id}?seen={seen_trace(outline.version)}",
         )
 
@@ -186,6 +193,7 @@ class Pages:
 
     def stats(self, request: Request) -> Response:
         """``GET /stats``."""
+        check_parameters(request, ("since",))
         since = request.query_params.get("since", "all")
         if since not in (*WINDOWS, "all"):
             raise InputError(f"since is one of {', '.join(WINDOWS)} or all, not {since!r:.40}")
