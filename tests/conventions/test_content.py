@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from step_exporter.conventions import genai_message
 from step_exporter.conventions.content import (
     CONTENT_KEYS,
+    SENSITIVE_KEYS,
     ContentMemo,
     Contents,
     chain,
@@ -334,7 +335,20 @@ def test_a_span_without_content_has_no_contents() -> None:
     assert take_apart(raw) == Contents()
 
 
-@pytest.mark.parametrize("key", [*sorted(CONTENT_KEYS), "llm.tools.0.tool.json_schema", "llm.azure.messages"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *sorted(CONTENT_KEYS),
+        *sorted(SENSITIVE_KEYS),
+        "llm.tools.0.tool.json_schema",
+        "llm.azure.messages",
+        "agentops.task.output",
+        "mastra.tool_call.input",
+        "message.tool_calls.0.tool_call.function.arguments",
+        "metadata.steps.0.output",
+        "metadata.result.response",
+    ],
+)
 def test_without_content_no_content_key_is_left(key: str) -> None:
     secret = "the secret"
     raw = replace(
@@ -352,7 +366,7 @@ def test_without_content_no_content_key_is_left(key: str) -> None:
         links=(Link("0" * 32, "0" * 16, "", {key: secret}),),
     )
     stripped = strip(raw)
-    assert is_content(key)
+    assert is_content(key) or key in SENSITIVE_KEYS
     assert secret not in repr(stripped)
     assert stripped.attributes == {"gen_ai.request.model": "m", "error.type": "E"}
     assert [event.attributes for event in stripped.events] == [{"finish_reason": "stop"}, {"exception.type": "E"}]

@@ -352,6 +352,21 @@ def test_a_whole_conversation_ends_with_the_answer() -> None:
     assert read({"output.value": json.dumps(dump)})[1] == [SAID]
 
 
+def test_a_role_that_is_an_enums_member() -> None:
+    said = {"role": "ChatRole.SYSTEM", "content": "You help."}
+    prompt, _ = read({"llm.input_messages.0.message.role": said["role"], "llm.input_messages.0.message.content": "x"})
+    assert [message[0] for message in prompt] == ["system"]
+    prompt, _ = read({"input.value": json.dumps({"messages": [said, {"role": "MessageRole.USER", "content": "hi"}]})})
+    assert [message[0] for message in prompt] == ["system", "user"]
+
+
+def test_langfuses_tools_are_no_messages() -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+    said = [{"role": "user", "content": "hi"}, {"role": "tool", "content": tool}]
+    prompt, _ = read({"langfuse.observation.input": json.dumps(said)})
+    assert [message[0] for message in prompt] == ["user"]
+
+
 def test_parallel_calls_are_one_reply_however_they_are_sent() -> None:
     items = [
         {"type": "function_call", "call_id": str(n), "name": f"tool_{n}", "arguments": "{}", "id": f"fc_{n}"}
@@ -374,6 +389,17 @@ def test_one_message_with_several_results_is_a_tool_message_each() -> None:
         ("tool", "result 0", "0"),
         ("tool", "result 1", "1"),
         ("user", "and now?", None),
+    ]
+
+
+def test_autogens_results_are_a_tool_message_each() -> None:
+    results = [json.dumps({"name": "f", "content": said, "call_id": f"c{n}"}) for n, said in enumerate(["a", "b"])]
+    attributes = {f"llm.input_messages.0.function.{n}": result for n, result in enumerate(results)}
+    raw = span({"llm.input_messages.0.message.role": "function", **attributes})
+    found, _ = read_messages(raw, take_apart(raw))
+    assert [(m.role, m.text, m.name, m.tool_call_id) for m in found] == [
+        ("tool", "a", "f", "c0"),
+        ("tool", "b", "f", "c1"),
     ]
 
 

@@ -160,6 +160,41 @@ def test_a_strands_request_takes_its_stop_reason_from_the_choice_and_millisecond
     assert facts.asked_call_ids == ("call_01",)
 
 
+def test_seconds_to_the_first_token_of_everybody_else():
+    openlit = {"gen_ai.operation.name": "chat", "gen_ai.server.time_to_first_token": 0.25}
+    assert read(span("chat m", openlit)).first_token_ns == START + 250_000_000
+
+
+def test_strands_1_62_has_its_stop_reason_in_the_messages_of_an_event():
+    said = '[{"role": "assistant", "parts": [], "finish_reason": "tool_use"}]'
+    event = Event("gen_ai.client.inference.operation.details", START + 9, {"gen_ai.output.messages": said})
+    assert read(span("chat", {"gen_ai.operation.name": "chat"}, events=(event,))).stop_reason == "tool_use"
+
+
+def test_semantic_kernels_enums_and_classes_are_named():
+    attributes = {"gen_ai.operation.name": "chat", "gen_ai.response.finish_reason": "FinishReason.TOOL_CALLS"}
+    facts = read(span("chat m", attributes | {"error.type": "<class 'semantic_kernel.x.ServiceResponseException'>"}))
+    assert (facts.stop_reason, facts.error_type) == ("tool_calls", "ServiceResponseException")
+
+
+@pytest.mark.parametrize("scope", ["openlit.instrumentation.anthropic", "opentelemetry.instrumentation.bedrock"])
+def test_cached_tokens_are_part_of_the_prompt_whoever_counts(scope):
+    usage = {"input_tokens": 101, "output_tokens": 37, "cache_read.input_tokens": 64, "cache_write.input_tokens": 16}
+    attributes = {"gen_ai.operation.name": "chat", **{f"gen_ai.usage.{key}": count for key, count in usage.items()}}
+    facts = read(span("chat m", attributes, scope=Scope(scope)))
+    assert (facts.usage, facts.flags) == (TokenUsage(181, 37, 64, 16), ("normalised",))
+    assert read(span("chat m", attributes)).usage == TokenUsage(101, 37, 64, 16)
+
+
+def test_an_agents_span_is_an_agent_whatever_was_written_onto_it():
+    # OpenInference onto Google ADK's
+    attributes = {"gen_ai.operation.name": "generate_content", "gen_ai.agent.name": "a_one"}
+    facts = read(span("invoke_agent a_one", attributes | {"openinference.span.kind": "LLM"}))
+    assert (facts.role, facts.agent_name) == (Role.AGENT, "a_one")
+    assert read(span("invoke_agent a_one", attributes)).role is Role.AGENT
+    assert read(span("generate_content m", attributes)).role is Role.LLM
+
+
 def test_a_cancelled_strands_agent_has_an_unset_status():
     attributes = {"gen_ai.operation.name": "invoke_agent", "strands.cancellation.type": "CancelledError"}
     facts = read(span("invoke_agent weather-agent", attributes))

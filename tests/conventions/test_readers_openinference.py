@@ -94,6 +94,9 @@ def test_other_kinds(kind):
         ("Step 12", "openinference.instrumentation.smolagents", Role.STEP),
         ("weather-crew.kickoff", "openinference.instrumentation.crewai", Role.WORKFLOW),
         ("LangGraph", "openinference.instrumentation.langchain", Role.WORKFLOW),
+        ("FunctionAgent.run", "openinference.instrumentation.llama_index", Role.AGENT),
+        ("AgentWorkflow.run", "openinference.instrumentation.llama_index", Role.WORKFLOW),
+        ("FunctionAgent.run", "openinference.instrumentation.haystack", Role.OTHER),
     ],
 )
 def test_chains_that_are_more(name, scope, role):
@@ -134,6 +137,42 @@ def test_an_agent_without_llm_spans_has_its_numbers_itself():
     agent = {"openinference.span.kind": "AGENT", "llm.finish_reason": "end_turn", "llm.token_count.prompt": 7}
     facts = read(span("ClaudeAgentSDK.query", agent | {"llm.model_name": "claude-sonnet-4-5"}))
     assert (facts.stop_reason, facts.model, facts.usage) == ("end_turn", "claude-sonnet-4-5", TokenUsage(7))
+
+
+def test_llamaindex_puts_a_request_together_before_it_asks():
+    scope = Scope("openinference.instrumentation.llama_index")
+    kind = {"openinference.span.kind": "LLM"}
+    assert read(span("OpenAI._prepare_chat_with_tools", kind, scope=scope)).role is Role.OTHER
+    assert read(span("OpenAI.achat", kind, scope=scope)).role is Role.LLM
+
+
+def test_agno_counts_claudes_cache_apart():
+    counts = {"prompt": 101, "completion": 37, "prompt_details.cache_read": 64, "prompt_details.cache_write": 16}
+    attributes = {"openinference.span.kind": "LLM", **{f"llm.token_count.{key}": n for key, n in counts.items()}}
+    scope = Scope("openinference.instrumentation.agno")
+    assert read(span("Claude.invoke", attributes, scope=scope)).usage == TokenUsage(181, 37, 64, 16)
+    assert read(span("OpenAIChat.invoke", attributes, scope=scope)).usage == TokenUsage(101, 37, 64, 16)
+
+
+def test_beeais_cached_tokens_are_among_its_metadata():
+    attributes = {"openinference.span.kind": "LLM", "llm.token_count.prompt": 101, "llm.token_count.completion": 37}
+    metadata = {"metadata.usage.cached_prompt_tokens": "64", "metadata.usage.cached_creation_tokens": "0"}
+    assert read(span("OpenAIChatModel", attributes | metadata)).usage == TokenUsage(101, 37, 64, 0)
+
+
+def test_a_gemini_request():
+    attributes = {
+        "openinference.span.kind": "LLM",
+        "llm.finish_reason": "FinishReason.STOP",
+        "output.value": '{"candidates": [{"finish_reason": "STOP"}], "response_id": "r-1"}',
+    }
+    facts = read(span("GenerateContentStream", attributes))
+    assert (facts.request_id, facts.stop_reason) == ("r-1", "STOP")
+
+
+def test_strands_has_its_stop_reason_in_the_message():
+    attributes = {"openinference.span.kind": "LLM", "llm.output_messages.0.message.finish_reason": "end_turn"}
+    assert read(span("chat", attributes)).stop_reason == "end_turn"
 
 
 def test_a_tool_span():

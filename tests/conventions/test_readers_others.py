@@ -59,6 +59,24 @@ def test_openllmetrys_tool_and_agent_are_named_by_their_entity():
     assert read(span("weather-agent.agent", {"traceloop.span.kind": "agent"})).agent_name == "weather-agent"
 
 
+def test_openllmetrys_llamaindex_agents_and_tools_are_told_by_their_classes():
+    scope = Scope("opentelemetry.instrumentation.llamaindex")
+    given = '{"tool_name": "get_weather", "raw_output": "broke", "is_error": true}'
+    tool = read(
+        span("FunctionTool.task", {"traceloop.span.kind": "task", "traceloop.entity.output": given}, scope=scope)
+    )
+    assert (tool.role, tool.tool_name, tool.failed) == (Role.TOOL, "get_weather", True)
+    given = '{"result": {"current_agent_name": "weather-agent"}}'
+    attributes = {"traceloop.span.kind": "workflow", "traceloop.entity.output": given}
+    agent = read(span("FunctionAgent.workflow", attributes, scope=scope))
+    assert (agent.role, agent.agent_name) == (Role.AGENT, "weather-agent")
+    nested = attributes | {"traceloop.span.kind": "task"}
+    assert read(span("run.task", nested, scope=scope)).agent_name == "weather-agent"
+    streamed = {"traceloop.span.kind": "workflow", "traceloop.entity.name": "FunctionAgent.workflow"}
+    assert read(span("FunctionAgent.workflow", streamed, scope=scope)).agent_name == "FunctionAgent"
+    assert read(span("run.task", {"traceloop.span.kind": "task"}, scope=scope)).role is Role.OTHER
+
+
 def test_an_item_id_of_the_responses_api_is_no_call_id():
     messages = json.dumps([{"role": "assistant", "parts": [{"type": "tool_call", "name": "t", "id": "fc_025"}]}])
     facts = read(span("openai.response", {"gen_ai.operation.name": "chat", "gen_ai.output.messages": messages}))
@@ -172,6 +190,15 @@ def test_mlflow_keeps_json_in_every_attribute():
     assert facts.usage == TokenUsage(101, 37, 64, None, 8)
     assert (facts.request_id, facts.stop_reason, facts.asked_call_ids) == ("chatcmpl-018", "tool_calls", ("call_01",))
     assert facts.first_token_ns == START + 7
+
+
+def test_an_mlflow_chain_that_has_langchains_agents_name_is_the_agent():
+    metadata = '{"lc_agent_name": "inner-agent", "langgraph_node": "tools"}'
+    facts = read(span("inner-agent", {"mlflow.spanType": '"CHAIN"', "metadata": metadata}))
+    assert (facts.role, facts.agent_name) == (Role.AGENT, "inner-agent")
+    assert read(span("model", {"mlflow.spanType": '"CHAIN"', "metadata": metadata})).role is Role.OTHER
+    facts = read(span("ChatOpenAI", {"mlflow.spanType": '"CHAT_MODEL"', "metadata": metadata}))
+    assert (facts.role, facts.agent_name) == (Role.LLM, "inner-agent")
 
 
 def test_mlflow_agents_and_tools_are_named_by_their_spans():
@@ -350,3 +377,61 @@ def test_the_callers_span_keeps_the_role_that_it_says():
 
 def test_the_proxys_spans_are_none_of_ours():
     assert read(span("Received Proxy Server Request", scope=Scope("litellm"))).role is Role.OTHER
+
+
+HAYSTACK = {
+    "role": "assistant",
+    "meta": {
+        "model": "gpt-4o-mini-2024-07-18",
+        "finish_reason": "tool_calls",
+        "usage": {"prompt_tokens": 101, "completion_tokens": 37, "prompt_tokens_details": {"cached_tokens": 64}},
+    },
+    "content": [{"tool_call": {"tool_name": "get_weather", "arguments": {"city": "Paris"}, "id": "c1", "extra": None}}],
+}
+
+
+def test_haystack_says_everything_in_the_replies():
+    result = {"result": "sunny", "origin": {"tool_name": "get_weather", "arguments": {}, "id": "c0"}, "error": False}
+    prompt = [
+        {"role": "user", "content": [{"text": "Weather?"}]},
+        {"role": "tool", "content": [{"tool_call_result": result}]},
+    ]
+    attributes = {
+        "haystack.agent.step.llm.input": json.dumps({"messages": prompt, "tools": []}),
+        "haystack.agent.step.llm.output": json.dumps({"replies": [HAYSTACK]}),
+    }
+    facts = read(span("haystack.agent.step.llm", attributes))
+    assert (facts.role, facts.served_model, facts.stop_reason) == (Role.LLM, "gpt-4o-mini-2024-07-18", "tool_calls")
+    assert (facts.usage, facts.asked_call_ids) == (TokenUsage(101, 37, 64), ("c1",))
+    said = [(m.role, m.text, m.name, m.tool_call_id) for m in facts.input_messages]
+    assert said == [("user", "Weather?", None, None), ("tool", "sunny", "get_weather", "c0")]
+
+
+def test_a_haystack_pipeline_may_ask_a_model_without_an_agent():
+    attributes = {
+        "haystack.component.type": "OpenAIChatGenerator",
+        "haystack.component.input": '{"messages": [{"role": "user", "content": [{"text": "Weather?"}]}]}',
+        "haystack.component.output": json.dumps({"replies": [HAYSTACK]}),
+    }
+    facts = read(span("haystack.component.run", attributes))
+    assert (facts.role, facts.usage) == (Role.LLM, TokenUsage(101, 37, 64))
+    assert [m.text for m in facts.input_messages] == ["Weather?"]
+    replies = {"replies": ["hi"], "meta": [HAYSTACK["meta"]]}
+    plain = attributes | {
+        "haystack.component.type": "OpenAIGenerator",
+        "haystack.component.output": json.dumps(replies),
+    }
+    facts = read(span("haystack.component.run", plain))
+    assert (facts.usage, [m.text for m in facts.output_messages]) == (TokenUsage(101, 37, 64), ["hi"])
+    for kind in ("Agent", "ChatPromptBuilder", "DALLEImageGenerator"):
+        assert read(span("haystack.component.run", {"haystack.component.type": kind})).role is Role.OTHER
+
+
+def test_a_haystack_tool_that_failed_tells_the_model():
+    attributes = {
+        "haystack.tool.name": "f",
+        "haystack.tool.error": True,
+        "haystack.agent.step.tool.output": '{"error": "broke"}',
+    }
+    facts = read(span("haystack.agent.step.tool", attributes))
+    assert (facts.tool_name, facts.failed, facts.error_message) == ("f", True, "broke")

@@ -21,7 +21,7 @@ def known_names():
     """Every attribute name that stands in a reader's source."""
     found = {value for name, value in vars(names).items() if name.startswith("STEP_")}
     for path in Path(conventions.__file__).parent.glob("*.py"):
-        found.update(re.findall(r'"([a-z_]+\.[A-Za-z_.0-9]+|[a-z]+_[a-z_]+)"', path.read_text()))
+        found.update(re.findall(r'"([a-z_]+[.:][A-Za-z_.:0-9]+|[a-z]+_[a-z_]+)"', path.read_text()))
     return sorted(found)
 
 
@@ -88,6 +88,7 @@ EVENTS = [
 NAMES = [
     *("chat gpt", "execute_tool x", "agent_step", "turn", "Step 1", "x.kickoff", "handoff to y", "call_llm"),
     *("agent run", "running tool", "raw_gen_ai_request", "litellm_request", "haystack.agent.run", "", "LangGraph"),
+    *("claude_code.llm_request", "claude_code.tool", "workflow.run", "RoundRobinGroupChat.run_stream"),
 ]
 SPOKEN = [  # what makes a reader read on
     {},
@@ -104,8 +105,18 @@ SPOKEN = [  # what makes a reader read on
     {"litellm.call_id": "1", "gen_ai.operation.name": "chat"},
     {"logfire.span_type": "span", "gen_ai.operation.name": "chat"},
     {"step.id": "1"},
+    {"agentops.span.kind": "agent"},
+    {"gen_ai.request.type": "chat"},
+    {"genkit:type": "action", "genkit:metadata:subtype": "model"},
+    {"lmnr.span.type": "LLM"},
+    {"langwatch.span.type": "llm"},
+    {"spring.ai.kind": "tool_call"},
+    {"workflow.id": "1"},
 ]
-SCOPES = ["", "litellm", "pydantic-ai", "gcp.vertex.agent", "openinference.x.openai_agents"]
+SCOPES = [
+    *("", "litellm", "pydantic-ai", "gcp.vertex.agent", "openinference.x.openai_agents", "agent_framework"),
+    "com.anthropic.claude_code.tracing",
+]
 
 
 @st.composite

@@ -13,21 +13,30 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from step_exporter.conventions import (
+    agent_framework,
+    agentops,
+    claude_code,
     content,
     failures,
     frameworks,
     genai,
     genai_plain,
+    genkit,
+    laminar,
+    langfuse,
     langsmith,
+    langwatch,
     letta,
     litellm,
     logfire,
     logs,
+    mastra,
     messages,
     mlflow,
     native,
     openinference,
     openllmetry,
+    spring_ai,
     vercel,
 )
 from step_exporter.conventions._draft import Draft, freeze, plain
@@ -38,6 +47,7 @@ __all__ = ["plain", "read"]
 
 _BESIDES_GENAI = frozenset[str]().union(
     native.MARKERS,
+    langfuse.MARKERS,
     langsmith.MARKERS,
     vercel.MARKERS,
     litellm.MARKERS,
@@ -47,14 +57,28 @@ _BESIDES_GENAI = frozenset[str]().union(
     logfire.MARKERS,
     letta.MARKERS,
     logs.MARKERS,
+    agent_framework.MARKERS,
+    agentops.MARKERS,
+    genkit.MARKERS,
+    laminar.MARKERS,
+    langwatch.MARKERS,
+    mastra.MARKERS,
+    spring_ai.MARKERS,
 )
 _GENAI_ONLY = (genai,)
 _NAMES = {
     vocabulary: vocabulary.__name__.rpartition(".")[2]
     for vocabulary in (
+        agent_framework,
+        agentops,
+        claude_code,
         frameworks,
         genai,
+        genkit,
+        laminar,
+        langfuse,
         langsmith,
+        langwatch,
         letta,
         litellm,
         logfire,
@@ -62,11 +86,14 @@ _NAMES = {
         mlflow,
         openinference,
         openllmetry,
+        spring_ai,
         vercel,
     )
 }
 """What ``convention`` says of a span whose role one of them decides."""
-_SCOPES = frozenset({litellm.SCOPE, logfire.SCOPE, frameworks.ADK})
+_SCOPES = frozenset({claude_code.SCOPE, litellm.SCOPE, logfire.SCOPE, frameworks.ADK})
+_OF_EMITTERS = (agentops, genkit, laminar, langwatch, mastra, spring_ai)
+"""Vocabularies that no two emitters speak: the one that is there knows better than GenAI what its spans are."""
 
 
 def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
@@ -106,7 +133,7 @@ def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
         vocabulary.fill(raw, draft)
     if found or draft.role:
         native.fill_from_resource(raw, draft)
-        if draft.role is Role.LLM or draft.role is Role.AGENT:
+        if draft.role is Role.LLM or draft.role is Role.AGENT or (draft.role is Role.STEP and mastra in found):
             _fill_messages(raw, contents, draft)
         elif draft.convention == logs.CONVENTION:
             taken = content.take_apart(raw) if contents is None else contents
@@ -132,6 +159,9 @@ def _present(raw: RawSpan) -> list[ModuleType]:
         add(langsmith)
     if "ai.operationId" in attributes:
         add(vercel)
+    if raw.scope.name == claude_code.SCOPE:
+        add(claude_code)
+    found += [vocabulary for vocabulary in _OF_EMITTERS if not vocabulary.MARKERS.isdisjoint(attributes)]
     if "litellm.call_id" in attributes or raw.scope.name == litellm.SCOPE:
         add(litellm)
         if litellm.role(raw) is None:  # the caller's span: what it says of itself beats what litellm wrote onto it
@@ -141,6 +171,8 @@ def _present(raw: RawSpan) -> list[ModuleType]:
                 add(openllmetry)
     if not genai.MARKERS.isdisjoint(attributes):
         add(genai)
+    if "langfuse.observation.type" in attributes:
+        add(langfuse)
     if "mlflow.spanType" in attributes:
         add(mlflow)
     if not any(v is openinference for v in found) and not openinference.MARKERS.isdisjoint(attributes):
@@ -151,6 +183,8 @@ def _present(raw: RawSpan) -> list[ModuleType]:
         add(logfire)
     if frameworks.known(raw):
         add(frameworks)
+    if raw.scope.name == agent_framework.SCOPE and "workflow.id" in attributes:
+        add(agent_framework)
     if raw.name == letta.NAME or "llm_config.model" in attributes:
         add(letta)
     return found

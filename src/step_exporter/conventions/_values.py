@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from step_exporter.facts import MAX_NS
@@ -19,6 +21,9 @@ MAX_PARSED = 4 * 1024 * 1024
 MAX_LITERAL = 64 * 1024
 """Longer Python literals are not evaluated: ``ast`` is 30 times slower than ``json``."""
 EMPTY: Mapping[str, Any] = {}
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_MEMBER = re.compile(r"[A-Z]\w*\.[A-Z][A-Z0-9_]*")
 
 
 def text(value: Any) -> str | None:
@@ -32,6 +37,31 @@ def text(value: Any) -> str | None:
     if isinstance(value, int):
         return int.__repr__(value) if abs(value) <= MAX_NS else None
     return None
+
+
+def member(value: Any) -> str | None:
+    """A text; of a Python enum's member that was written as one, ``FinishReason.STOP``, the member's name."""
+    found = text(value)
+    return found[found.rindex(".") + 1 :] if found and _MEMBER.fullmatch(found) else found
+
+
+def unquoted(value: Any) -> str | None:
+    """A text, also where it is JSON text of one."""
+    if isinstance(value, str) and value[:1] == '"':
+        return text(parsed(value))
+    return text(value)
+
+
+def moment_ns(value: Any) -> int | None:
+    """When an ISO 8601 time with its offset from UTC was, in nanoseconds since 1970."""
+    if not isinstance(value, str) or len(value) > 40:
+        return None
+    try:
+        since = datetime.fromisoformat(value.replace("Z", "+00:00")) - _EPOCH
+    except (ValueError, TypeError, OverflowError):  # TypeError: no offset
+        return None
+    found = since // _MICROSECOND * 1000
+    return found if 0 <= found <= MAX_NS else None
 
 
 def count(value: Any) -> int | None:

@@ -84,6 +84,21 @@ MESSAGE_KEYS = frozenset(
         "langwatch.output",
         "agentops.entity.input",
         "agentops.entity.output",
+        # Haystack, Laminar, Genkit, Mastra, openlit
+        "haystack.agent.step.llm.input",
+        "haystack.agent.step.llm.output",
+        "haystack.component.input",
+        "haystack.component.output",
+        "lmnr.span.input",
+        "lmnr.span.output",
+        "genkit:input",
+        "genkit:output",
+        "mastra.agent_run.input",
+        "mastra.model_generation.input",
+        "mastra.model_step.input",
+        "gen_ai.output",
+        "gen_ai.workflow.input",
+        "gen_ai.workflow.output",
     }
 )
 """Attributes whose value may hold many messages: taken apart into one element per message."""
@@ -154,18 +169,33 @@ VALUE_KEYS = frozenset(
         "gen_ai.tool.json_schema",
         "system_prompt",
         # Haystack, Spring AI
-        "haystack.component.input",
-        "haystack.component.output",
         "haystack.pipeline.input_data",
         "haystack.pipeline.output_data",
         "haystack.agent.input",
         "haystack.agent.output",
+        "haystack.agent.tools",
+        "haystack.agent.step.tool.input",
+        "haystack.agent.step.tool.output",
         "spring.ai.tool.call.arguments",
         "spring.ai.tool.call.result",
         "spring.ai.tool.definition.schema",
         "spring.ai.tool.definition.description",
         "db.vector.query.content",
         "db.vector.query.response.documents",
+        # openlit, LangWatch, Mastra, Claude Code
+        "gen_ai.tool.args",
+        "langwatch.params",
+        "mastra.metadata.body",
+        "langwatch.rag_contexts",
+        "user_prompt",
+        "new_context",
+        "system_prompt_preview",
+        "tool_input",
+        "response.model_output",
+        # OpenLLMetry on LlamaIndex, OpenInference on AG2
+        "tool.arguments",
+        "tool_call.function.arguments",
+        "instructions",  # MLflow on OpenAI's Responses API
     }
 )
 """Attributes whose value is one thing: an argument, a result, a definition."""
@@ -188,6 +218,9 @@ FAMILIES = (
     "input.images.",
     "output.images.",
     "embedding.embeddings.",
+    "message.tool_calls.",  # OpenInference on Google's SDK, where it calls the tools itself
+    "metadata.steps.",  # OpenInference on BeeAI, here and below
+    "metadata.result.",
 )
 """Prefixes of flattened attributes (OpenInference, OpenLLMetry): an index and perhaps a rest follow."""
 
@@ -201,6 +234,8 @@ SENSITIVE_KEYS = frozenset(
         "error.message",
         "error.stack_trace",
         "logfire.msg",
+        "langfuse.observation.status_message",
+        "message",  # AutoGen's own spans, of what agents send each other
         "gen_ai.agent.description",
         "gen_ai.tool.description",
         "tool.description",
@@ -229,8 +264,11 @@ _RAW_FIELDS = (
     "messages|message|choices|choice|tools|functions|input|output|prompt|system|instructions|contents|content|candidates"
     "|extra_body|text|response"
 )
-_RAW_REQUEST = re.compile(rf"llm\.(?!token_count|cost|usage|request|response)[^.]+\.(?:{_RAW_FIELDS})")
-"""litellm writes every field of the provider's request and response as ``llm.<provider>.<field>``."""
+_RAW_REQUEST = re.compile(
+    rf"llm\.(?!token_count|cost|usage|request|response)[^.]+\.(?:{_RAW_FIELDS})|(?:agentops|mastra)\.[^.]+\.(?:input|output)"
+)
+"""litellm writes every field of the provider's request and response as ``llm.<provider>.<field>``, AgentOps and Mastra
+what a span was given and gave as ``<emitter>.<kind of span>.input`` and ``.output``."""
 
 _RAW_ENDS = tuple(_RAW_FIELDS.split("|"))
 _FLATTENED = (
@@ -242,6 +280,11 @@ _FLATTENED = (
     "embedding.",
     "input.",
     "output.",
+    "agentops.",
+    "mastra.",
+    "message.tool_calls.",
+    "metadata.steps.",
+    "metadata.result.",
 )
 
 _EDGE = 64
@@ -253,7 +296,9 @@ _MAX_DEPTH = 100
 matter."""
 _MEMO_MIN = 1024
 """Shorter texts are parsed faster than they are looked up."""
-_MESSAGE_ARRAY = re.compile(r'"(?:messages|input|inputs|contents|history)"\s*:\s*(\[\s*\[?)\s*')
+_MESSAGE_ARRAY = re.compile(
+    r'"(?:messages|input|inputs|contents|history|chat_messages"\s*,\s*"value)"\s*:\s*(\[\s*\[?)\s*'
+)
 """A key outside of any string: inside one, the closing quote would have a backslash before it."""
 _ARRAY = re.compile(r"\s*\[\s*\[?\s*")
 _SEPARATOR = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
@@ -438,7 +483,9 @@ def take_apart(raw: RawSpan, memo: ContentMemo | None = None) -> Contents:
 def _content_keys(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of the names of attributes those that are content, sorted (the same in every process), and those that may be
     flattened content."""
-    return tuple(sorted(CONTENT_KEYS.intersection(names))), tuple(key for key in names if key.startswith(_FLATTENED))
+    return tuple(sorted(CONTENT_KEYS.intersection(names))), tuple(
+        key for key in names if key.startswith(_FLATTENED) and key not in CONTENT_KEYS
+    )
 
 
 def values_of(contents: Contents) -> Iterable[ContentValue]:

@@ -12,6 +12,7 @@ from step_exporter.facts import RawSpan
 
 _TYPE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Timeout|Cancelled))(?::|\(|$)")
 """An exception's type at the beginning of ``repr(error)``, ``Type: message`` or a traceback's last line."""
+_CLASS = re.compile(r"<class '(?:[^'<>]*\.)?([^'<>.]+)'>")
 _WRAPPER = frozenset({None, "_OTHER", "Exception", "builtins.Exception"})
 """Types that say nothing."""
 
@@ -30,6 +31,8 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     message = raw.status_message or text(exception.get("exception.message")) or text(get("error.message"))
     traceback = text(exception.get("exception.stacktrace")) or text(get("error.stack_trace"))
     kind = draft.error_type or declared
+    if kind and (wrapped := _CLASS.fullmatch(kind)):  # Semantic Kernel: str(type(error))
+        kind = wrapped[1]
     if kind in _WRAPPER:
         kind = text(exception.get("exception.type")) or kind
     if kind in _WRAPPER:

@@ -7,7 +7,7 @@ Semantic Kernel, Microsoft Agent Framework, Spring AI, LoongSuite, openlit and a
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import first_text, number, text
+from step_exporter.conventions._values import first_text, items, mapping, number, parsed, text
 from step_exporter.conventions.providers import provider
 from step_exporter.facts import RawSpan, Role
 
@@ -33,6 +33,7 @@ MARKERS = frozenset(
 )
 
 OPERATIONS = {
+    "call_llm": Role.LLM,  # any-agent
     "chat": Role.LLM,
     "completion": Role.LLM,
     "generate_content": Role.LLM,
@@ -42,6 +43,7 @@ OPERATIONS = {
     "invoke_agent": Role.AGENT,
     "process_thread_run": Role.AGENT,  # Azure AI Agents: the service runs the loop
     "invoke_workflow": Role.WORKFLOW,
+    "conversation": Role.WORKFLOW,  # AG2
     "invoke_swarm": Role.WORKFLOW,  # Strands' multi-agent orchestrators
     "invoke_graph": Role.WORKFLOW,
     "agent_step": Role.STEP,
@@ -58,7 +60,7 @@ OPERATIONS = {
 }
 
 _LLM, _TOOL, _AGENT = Role.LLM, Role.TOOL, Role.AGENT
-_NAMES = ("gen_ai.request.model", "gen_ai.tool.name", "gen_ai.agent.name")
+_NAMES = ("gen_ai.request.model", "gen_ai.tool.name", "gen_ai.agent.name", "gen_ai.workflow.name")
 
 # LoongSuite
 _KINDS = {
@@ -78,11 +80,14 @@ def role(raw: RawSpan) -> Role | None:
     "{operation} {model, tool or agent}"; both halves must fit.
     """
     attributes = raw.attributes
-    operation = attributes.get("gen_ai.operation.name")
+    get = attributes.get
+    operation = get("gen_ai.operation.name")
     if operation is not None:
         found = OPERATIONS.get(operation) if type(operation) is str else OPERATIONS.get(text(operation) or "")
         if found is Role.TOOL and raw.name == "execute_tool (merged)":
             return Role.OTHER  # Google ADK's summary of parallel calls, each of which has its own span
+        if found is _LLM and raw.name.startswith("invoke_agent ") and raw.name[13:] == text(get("gen_ai.agent.name")):
+            return _AGENT  # Google ADK's, onto which OpenInference has written a request's attributes
         if found is not None:
             return found
     kind = attributes.get("gen_ai.span.kind")
@@ -161,6 +166,8 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
                 setattr(tokens, part, tokens.first(*(get(key) for key in keys)))
         for side, name in _DETAILS:
             tokens.detail(side, name, get("gen_ai.usage.details." + name))
+    if raw.scope.name in CACHE_APART:
+        tokens.cache_apart = True
     if draft.role is Role.AGENT and tokens.prompt is None and tokens.completion is None:
         for part, key in _AGGREGATED.items():
             setattr(tokens, part, count(get("gen_ai.aggregated_usage." + key)))
@@ -200,6 +207,16 @@ _OTHER_USAGE = {
 }
 """Older and emitters' own names, best first."""
 
+CACHE_APART = frozenset(
+    {
+        "openlit.instrumentation.anthropic",
+        "opentelemetry.instrumentation.bedrock",  # OpenLLMetry
+        "opentelemetry.instrumentation.genai.bedrock",
+    }
+)
+"""Scopes of emitters that hand on what the providers' APIs count: Claude's and Bedrock's input tokens are those that
+were neither read from the cache nor written to it."""
+
 _DETAILS = (
     ("prompt", "input_audio_tokens"),
     ("completion", "output_audio_tokens"),
@@ -224,8 +241,7 @@ _AGGREGATED = {
 _FIRST_TOKEN = {
     "gen_ai.response.time_to_first_chunk": 1e9,
     "gen_ai.client.operation.time_to_first_chunk": 1e9,  # the metric's name, on pydantic-ai's spans
-    # a metric in seconds by the conventions; the one emitter that puts it on spans, Strands, counts milliseconds
-    "gen_ai.server.time_to_first_token": 1e6,
+    "gen_ai.server.time_to_first_token": 1e9,  # a metric's name too, on openlit's spans and, in milliseconds, Strands'
 }
 
 
@@ -248,14 +264,22 @@ def _fill_end(raw: RawSpan, draft: Draft) -> None:
         reason = get("gen_ai.response.finish_reasons")
         if reason is None:
             reason = get("gen_ai.response.finish_reason")
+            if type(reason) is str and reason.startswith("FinishReason."):  # Semantic Kernel: the enum's member
+                reason = reason[13:].lower()
         draft.stop_reason = first_text(reason) or text(get("anthropic.message.stop_reason"))
     if not _FIRST_TOKEN.keys().isdisjoint(attributes):
         for key, unit in _FIRST_TOKEN.items():
             if key in attributes:
                 delay = number(get(key))
+                if key.startswith("gen_ai.server.") and raw.scope.name.startswith("strands."):
+                    unit = 1e6
                 draft.after_start(raw, None if delay is None else delay * unit)
     if draft.stop_reason is None and raw.events:
         for event in raw.events:
             if event.name == "gen_ai.choice":
                 draft.stop_reason = text(event.attributes.get("finish_reason"))
                 break
+            said = event.attributes.get("gen_ai.output.messages")
+            if type(said) is str and '"finish_reason"' in said:  # Strands since 1.62
+                for message in items(parsed(said)):
+                    draft.stop_reason = draft.stop_reason or text(mapping(message).get("finish_reason"))

@@ -71,6 +71,8 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
     elif role is _LLM or role is _AGENT:
         usage = [get(key) for key in genai.USAGE]
         if usage != _NO_USAGE:
+            if raw.scope.name in genai.CACHE_APART:
+                return None
             prompt, completion, cached, cache_write, reasoning = [0 if count is None else count for count in usage]
             if (
                 usage[0] is None
@@ -96,6 +98,8 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
         if reason is not None:
             values[_STOP] = first_text(reason)
         agent_name = text(get("gen_ai.agent.name"))
+        if role is _LLM and agent_name is not None and raw.name == "invoke_agent " + agent_name:
+            return None  # Google ADK's
         if agent_name is None and role is _AGENT and raw.name.startswith("invoke_agent "):
             agent_name = raw.name[13:] or None
         if contents is None:

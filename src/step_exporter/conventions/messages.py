@@ -56,10 +56,16 @@ _INPUT_KEYS = (
     "request_data",
     "langfuse.observation.input",
     "langwatch.input",
+    "genkit:input",
+    "mastra.model_step.input",
+    "mastra.agent_run.input",
+    "haystack.agent.step.llm.input",
+    "haystack.component.input",
     "input.value",
     "traceloop.entity.input",
     "gen_ai.task.input",
     "smolagents.task",
+    "lmnr.span.input",
 )
 """Where a prompt is read from, best first, when there are neither GenAI messages nor GenAI events."""
 _OUTPUT_KEYS = (
@@ -72,10 +78,17 @@ _OUTPUT_KEYS = (
     "response_data",
     "langfuse.observation.output",
     "langwatch.output",
+    "genkit:output",
+    "gen_ai.output",
+    "mastra.model_step.output",
+    "mastra.agent_run.output",
+    "haystack.agent.step.llm.output",
+    "haystack.component.output",
     "output.value",
     "traceloop.entity.output",
     "gen_ai.task.output",
     "final_result",
+    "lmnr.span.output",
 )
 _CONVERSATION_KEYS = ("pydantic_ai.all_messages", "all_messages_events", "events", "mlflow.chat.messages")
 """Prompt and answer in one list; what the assistant says at its end is the answer."""
@@ -88,6 +101,7 @@ _OUTPUT_FIELDS = (
     "choices",
     "generations",
     "candidates",
+    "replies",
     "message",
     "messages",
     "output",
@@ -105,15 +119,18 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "error-
 _REASONING_PARTS = frozenset(
     {"reasoning", "thinking", "redacted_thinking", "redacted-reasoning", "reasoning_content", "reasoningContent"}
 )
+_REASONING_WRAPPERS = frozenset({"reasoningContent", "reasoning"})
 _CALL_PARTS = frozenset({"tool_call", "tool_use", "tool-call", "function_call", "custom_tool_call"})
 _RESULT_PARTS = frozenset(
     {"tool_call_response", "tool_result", "tool-result", "function_call_output", "custom_tool_call_output"}
 )
-_CALL_WRAPPERS = ("tool_call", "toolUse", "functionCall", "function_call")
-_RESULT_WRAPPERS = ("toolResult", "functionResponse", "function_response")
+_CALL_WRAPPERS = ("tool_call", "toolUse", "functionCall", "function_call", "toolRequest")
+_RESULT_WRAPPERS = ("toolResult", "functionResponse", "function_response", "toolResponse", "tool_call_result")
 _WRAPPERS = frozenset({*_CALL_WRAPPERS, *_RESULT_WRAPPERS})
 _CALL_LISTS = frozenset({"tool_calls", "toolCalls", "additional_kwargs", "function_call", "function_call_name"})
-_ID_FIELDS = frozenset({"id", "call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId"})
+_ID_FIELDS = frozenset({"id", "call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId", "ref"})
+_LANGWATCH_KINDS = frozenset({"chat_messages", "json", "list", "raw"})
+"""Of LangWatch's wrapped values, beside ``text``, which is a part."""
 _SMOLAGENTS_CALLS = "Calling tools:\n["
 _SMOLAGENTS_CODE = "python_interpreter"
 """The call that smolagents makes of a reply that was code: the model did not ask for it."""
@@ -498,13 +515,23 @@ def _messages(value: Any, role: str, depth: int = _MAX_DEPTH) -> list[Message]:
         return []
     fields = _unwrapped(cast("_Object", value))
     kind = _kind(fields)
-    if _ROLES.get(str(fields.get("role")).lower()):
+    if isinstance(given := fields.get("function"), list):  # OpenInference on AutoGen: the results of several tools
+        results = [_decode(item) for item in cast("list[Any]", given) if isinstance(item, str)]
+        return [_result(cast("_Object", result)) for result in results if isinstance(result, dict)]
+    if _role(fields.get("role")):
         return _message(fields, role)
     if _is_part(fields):
         calls = kind in _CALL_PARTS or any(wrapper in fields for wrapper in _CALL_WRAPPERS)
         return _message({"content": [fields]}, "assistant" if calls else role)
     if kind in _REASONING_PARTS:
         return []
+    if kind in _LANGWATCH_KINDS and "value" in fields:
+        return _messages(fields["value"], role, depth - 1)
+    if "tool.name" in fields:  # any-agent
+        call = {"name": fields["tool.name"], "arguments": fields.get("tool.args")}
+        return _message({"tool_calls": [call]}, "assistant")
+    if role == "assistant" and "toolCalls" in fields and "content" not in fields:  # Mastra
+        return _message({**fields, "content": fields.get("text")}, role)
     if "parts" in fields or "tool_calls" in fields or ("contents" in fields and role == "assistant"):
         return _message(fields, role)
     if role == "assistant":
@@ -519,6 +546,18 @@ def _messages(value: Any, role: str, depth: int = _MAX_DEPTH) -> list[Message]:
     return system
 
 
+def _role(value: Any) -> str | None:
+    """The role of a name; of an enum's member too, ``ChatRole.SYSTEM``, as OpenInference writes Haystack's."""
+    name = str(value).lower()
+    return _ROLES.get(name) or _ROLES.get(name.partition("role.")[2])
+
+
+def _is_definition(content: _Object | None) -> bool:
+    return content is not None and (
+        (content.get("type") == "function" and isinstance(content.get("function"), dict)) or "input_schema" in content
+    )
+
+
 def _system_of(request: _Object, depth: int) -> list[Message]:
     """The system prompt of a request, which Anthropic, Gemini and the Responses API keep beside the messages."""
     for holder in (request, _child(request, "config") or {}):
@@ -530,7 +569,9 @@ def _system_of(request: _Object, depth: int) -> list[Message]:
 
 def _message(fields: _Object, role: str) -> list[Message]:
     """One message; more if it carries the results of several tools."""
-    role = _ROLES.get(str(fields.get("role")).lower(), role)
+    role = _role(fields.get("role")) or role
+    if role == "tool" and _is_definition(_child(fields, "content")):
+        return []  # Langfuse's LangChain callback appends the tools to the prompt, as messages of role tool
     texts: list[str] = []
     calls: list[ToolCall] = []
     results: list[Message] = []
@@ -540,7 +581,7 @@ def _message(fields: _Object, role: str) -> list[Message]:
             continue
         inner = _child(part, "message_content")
         kind = _kind(inner or part)
-        if kind in _REASONING_PARTS or part.get("thought") is True or "reasoningContent" in part:
+        if kind in _REASONING_PARTS or part.get("thought") is True or not _REASONING_WRAPPERS.isdisjoint(part):
             continue
         result = part if kind in _RESULT_PARTS else None
         call = part if kind in _CALL_PARTS else None
@@ -644,13 +685,14 @@ def _call(call: _Object) -> ToolCall:
 
 def _result(result: _Object) -> Message:
     output = next((result[key] for key in ("response", "result", "output", "content") if key in result), None)
-    name = _text_or_none(result.get("name") or result.get("toolName"))
-    return Message("tool", _result_text(output), name, (), _id(result))
+    origin = _child(result, "origin") or result  # Haystack: the call
+    name = _text_or_none(result.get("name") or result.get("toolName") or origin.get("tool_name"))
+    return Message("tool", _result_text(output), name, (), _id(result) or _id(origin))
 
 
 def _id(fields: _Object) -> str | None:
     """The id of a call. The Responses API gives an item an ``id`` of its own."""
-    for key in ("call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId", "id"):
+    for key in ("call_id", "tool_call_id", "tool_use_id", "toolCallId", "toolUseId", "id", "ref"):
         if found := fields.get(key):
             return _text_or_none(found)
     return None

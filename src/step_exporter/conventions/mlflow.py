@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import mapping, parsed, text
+from step_exporter.conventions._values import mapping, text, unquoted
 from step_exporter.conventions.providers import provider
 from step_exporter.facts import RawSpan, Role
 
@@ -23,21 +21,30 @@ _TYPES = {
 
 def role(raw: RawSpan) -> Role | None:
     """By the span type; the other ones (CHAIN, RETRIEVER, PARSER, …) are none of ours."""
-    kind = _string(raw.attributes.get("mlflow.spanType"))
+    kind = unquoted(raw.attributes.get("mlflow.spanType"))
+    if kind == "CHAIN" and raw.name == _agent_of_langchain(raw):
+        return Role.AGENT
     return _TYPES.get(kind.upper(), Role.OTHER) if kind else None
+
+
+def _agent_of_langchain(raw: RawSpan) -> str | None:
+    """The agent that LangChain's run metadata name, which MLflow's autologging keeps."""
+    value = raw.attributes.get("metadata")
+    return text(mapping(value).get("lc_agent_name")) if type(value) is str and '"lc_agent_name"' in value else None
 
 
 def fill(raw: RawSpan, draft: Draft) -> None:
     """Fill in what the MLflow attributes say. What the response alone says is read out of the span's outputs."""
     get = raw.attributes.get
-    draft.conversation_id = draft.conversation_id or _string(get("mlflow.trace.session"))
+    draft.conversation_id = draft.conversation_id or unquoted(get("mlflow.trace.session"))
+    draft.agent_name = draft.agent_name or _agent_of_langchain(raw)
     if draft.role is Role.TOOL:
         draft.tool_name = draft.tool_name or raw.name or None
         return
     if draft.role is Role.AGENT:
         draft.agent_name = draft.agent_name or raw.name or None
-    draft.provider_name = draft.provider_name or provider(_string(get("mlflow.llm.provider")))
-    draft.model = draft.model or _string(get("mlflow.llm.model")) or _string(get("model"))
+    draft.provider_name = draft.provider_name or provider(unquoted(get("mlflow.llm.provider")))
+    draft.model = draft.model or unquoted(get("mlflow.llm.model")) or unquoted(get("model"))
     usage = mapping(get("mlflow.chat.tokenUsage"))
     if usage:
         tokens = draft.tokens
@@ -53,9 +60,3 @@ def fill(raw: RawSpan, draft: Draft) -> None:
                 if event.name == "mlflow.chunk.item.0" and type(event.time_ns) is int:
                     draft.after_start(raw, event.time_ns - raw.start_ns)
                     break
-
-
-def _string(value: Any) -> str | None:
-    if isinstance(value, str) and value[:1] == '"':
-        return text(parsed(value))
-    return text(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import mapping, text, texts
+from step_exporter.conventions._values import mapping, member, text, texts
 from step_exporter.conventions.providers import provider
 from step_exporter.facts import RawSpan, Role
 
@@ -28,6 +28,8 @@ _KINDS = {
     "TOOL": Role.TOOL,
 }
 
+_ANSWER_IDS = ('"id"', '"response_id"', '"responseId"')
+"""One of them is in every provider's answer; the last two are Gemini's."""
 _SMOLAGENTS_STEP = re.compile(r"Step \d+")
 
 
@@ -37,9 +39,10 @@ def role(raw: RawSpan) -> Role | None:
     if kind is None:
         return None
     found = _KINDS.get((text(kind) or "").upper())
-    if found is Role.LLM:
-        return found
     name = raw.name
+    if found is Role.LLM:
+        # LlamaIndex: the arguments of a request are put together, which is a request of its own after it
+        return Role.OTHER if name.endswith("._prepare_chat_with_tools") and _is_llama_index(raw) else found
     if found is Role.AGENT:
         return _agent(raw)
     if found is Role.TOOL:
@@ -50,7 +53,15 @@ def role(raw: RawSpan) -> Role | None:
             return Role.STEP
         if name.endswith(".kickoff") or name == "LangGraph":  # CrewAI's crews and flows; a compiled graph
             return Role.WORKFLOW
+        if name.endswith(".run_stream") and raw.scope.name.endswith("autogen_agentchat"):  # a team of agents
+            return Role.WORKFLOW
+        if name.endswith(("Agent.run", "AgentWorkflow.run")) and _is_llama_index(raw):  # by their classes
+            return Role.AGENT if name.endswith("Agent.run") else Role.WORKFLOW
     return found
+
+
+def _is_llama_index(raw: RawSpan) -> bool:
+    return "llama_index" in raw.scope.name
 
 
 def _agent(raw: RawSpan) -> Role:
@@ -97,12 +108,14 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     draft.provider_name = draft.provider_name or provider(get("llm.provider")) or provider(get("llm.system"))
     _fill_usage(raw, draft)
     # agents without LLM spans, as Claude's Agent SDK has them, carry the reason too
-    draft.stop_reason = draft.stop_reason or text(get("llm.finish_reason"))
+    draft.stop_reason = draft.stop_reason or member(get("llm.finish_reason"))  # google-genai writes the enum's member
+    if draft.stop_reason is None:
+        draft.stop_reason = text(get("llm.output_messages.0.message.finish_reason"))  # Strands
     if draft.role is not Role.LLM:
         return
     if draft.request_id is None:  # on no attribute of its own
         body = get("output.value")
-        if type(body) is str and body[:1] == "{" and '"id"' in body:
+        if type(body) is str and body[:1] == "{" and any(key in body for key in _ANSWER_IDS):
             answers.fill(draft, answers.answer(body))
     if draft.model is None or draft.model_endpoint is None:
         parameters = get("llm.invocation_parameters")
@@ -141,6 +154,9 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
     tokens = draft.tokens
     if tokens.prompt is None:
         tokens.prompt = tokens.count(get("llm.token_count.prompt"))
+        # Agno counts as Claude's API does: without what was read from the cache or written to it
+        if raw.name.startswith("Claude.") and raw.scope.name.endswith(".agno"):
+            tokens.cache_apart = True
     if tokens.completion is None:
         tokens.completion = tokens.count(get("llm.token_count.completion"))
     if tokens.prompt is None and tokens.completion is None:
@@ -149,10 +165,14 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
         tokens.total = tokens.count(get("llm.token_count.total"))
     if tokens.cached is None:
         tokens.cached = tokens.first(
-            get("llm.token_count.prompt_details.cache_read"), get("llm.token_count.prompt_details.cache_input")
+            get("llm.token_count.prompt_details.cache_read"),
+            get("llm.token_count.prompt_details.cache_input"),
+            get("metadata.usage.cached_prompt_tokens"),  # BeeAI, here and below
         )
     if tokens.cache_write is None:
-        tokens.cache_write = tokens.count(get("llm.token_count.prompt_details.cache_write"))
+        tokens.cache_write = tokens.first(
+            get("llm.token_count.prompt_details.cache_write"), get("metadata.usage.cached_creation_tokens")
+        )
     if tokens.reasoning is None:
         tokens.reasoning = tokens.count(get("llm.token_count.completion_details.reasoning"))
     tokens.detail("prompt", "audio_tokens", get("llm.token_count.prompt_details.audio"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import first_text, text
+from step_exporter.conventions._values import first_text, mapping, text
 from step_exporter.facts import RawSpan, Role
 
+_LLAMA_INDEX = "opentelemetry.instrumentation.llamaindex"
+_AGENT_NAME = '"current_agent_name"'
 _PROPERTY = "traceloop.association.properties."
 
 MARKERS = frozenset(
@@ -36,6 +38,11 @@ def role(raw: RawSpan) -> Role | None:
     attributes = raw.attributes
     kind = attributes.get("traceloop.span.kind")
     if kind is not None:
+        if raw.scope.name == _LLAMA_INDEX:  # by the class of what ran, whose kind is a task's or a workflow's
+            if raw.name.endswith("Tool.task"):
+                return Role.TOOL
+            if raw.name.endswith("Agent.workflow") or (raw.name == "run.task" and _AGENT_NAME in _given(raw)):
+                return Role.AGENT  # the latter inside of another workflow, which hides the class
         return _KINDS.get((text(kind) or "").lower(), Role.OTHER)
     return _REQUESTS.get(text(attributes.get("llm.request.type")) or "")
 
@@ -53,6 +60,9 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     if agent and draft.role is not Role.AGENT:
         draft.agent_name = agent
     entity = text(get("traceloop.entity.name"))
+    if raw.scope.name == _LLAMA_INDEX and (draft.role is Role.TOOL or draft.role is Role.AGENT):
+        _fill_llama_index(raw, draft)
+        entity = _without(entity or raw.name, ".workflow", ".task")
     if draft.role is Role.AGENT:
         draft.agent_name = draft.agent_name or agent or entity or _without(raw.name, ".agent", ".workflow")
     elif draft.role is Role.TOOL:
@@ -69,6 +79,22 @@ def fill(raw: RawSpan, draft: Draft) -> None:
                     if type(event.time_ns) is int:
                         draft.after_start(raw, event.time_ns - raw.start_ns)
                     break
+
+
+def _given(raw: RawSpan) -> str:
+    return text(raw.attributes.get("traceloop.entity.output")) or ""
+
+
+def _fill_llama_index(raw: RawSpan, draft: Draft) -> None:
+    """What LlamaIndex's tools and agents gave names them; the entity's name is their class's."""
+    given = mapping(_given(raw))
+    if draft.role is Role.AGENT:
+        draft.agent_name = draft.agent_name or text(mapping(given.get("result")).get("current_agent_name"))
+        return
+    draft.tool_name = draft.tool_name or text(given.get("tool_name"))
+    if given.get("is_error") is True:  # handed to the model, so no exception of the span
+        draft.failed = True
+        draft.error_message = draft.error_message or text(given.get("raw_output"))
 
 
 def _without(name: str, *suffixes: str) -> str | None:

@@ -89,6 +89,11 @@ _KNOWN: dict[str, str | None] = {
 }
 
 
+def is_known(name: str) -> bool:
+    """Whether a name is some spelling of a provider's."""
+    return _KNOWN.get(name.lower()) is not None
+
+
 def provider(value: Any) -> str | None:
     """The registry's name of a provider; None for a framework; a name that nobody knows as it came."""
     name = text(value)
