@@ -174,7 +174,7 @@ def inherited_below(span: Span) -> Around:
         if span.opens_run:
             scope = span.id
         if role is Role.AGENT:
-            name = agent_label(facts)
+            name = agent_label(facts, name)
         agent, step, tool, llm, between = span, None, None, None, frozenset()
     elif role is Role.TOOL:
         if tool is None or not same_call(tool.facts.call_id, facts.call_id):
@@ -225,8 +225,8 @@ def infer_parents(spans: dict[str, Span]) -> None:
 # ---- requests
 
 
-def compatible(one: Sequence[Span], other: Sequence[Span]) -> bool:
-    return all(agreement(a.facts, b.facts) is not None for a in one for b in other)
+def compatible(one: Sequence[Span], other: Sequence[Span], *, nested: bool = False) -> bool:
+    return all(agreement(a.facts, b.facts, nested=nested) is not None for a in one for b in other)
 
 
 def group_requests(spans: dict[str, Span]) -> list[list[Span]]:
@@ -270,7 +270,7 @@ def group_requests(spans: dict[str, Span]) -> list[list[Span]]:
                 requests.append(span)
         if len(requests) > 1:
             stands_below[outer] = requests
-        elif requests and compatible(group[requests[0]], group[outer]):
+        elif requests and compatible(group[requests[0]], group[outer], nested=True):
             join(requests[0], outer)
 
     found: list[list[Span]] = []
@@ -330,8 +330,12 @@ def derive(facts: Iterable[Fact]) -> Rows:
     for span in spans.values():
         if (span.is_agent and not span.opens_run) or step_key(span.facts) is not None:
             busy.add(span.above.agent)
+    asking = {entry.scope for entry in entries if entry.is_request}
+    calling = {span.below.agent for span in spans.values() if span.role is Role.TOOL and span.below.tool is span}
     for agent in spans.values():
-        if agent.role is Role.AGENT and agent.facts.ended and step_key(agent.facts) is None and agent not in busy:
+        counts = agent.facts.failed or agent.facts.cancelled or agent in calling or agent.below.scope not in asking
+        alone = agent.facts.ended and step_key(agent.facts) is None and agent not in busy
+        if agent.role is Role.AGENT and alone and counts:
             key = "inferred:" + agent.id
             anchors[key], carriers[key] = agent, [agent]
             entries.append(Entry([agent], False, key))

@@ -120,6 +120,22 @@ def test_three_layers_are_one_request_with_the_numbers_of_the_one_closest_to_the
     assert the_metrics(*layers).llm_request_count == 1
 
 
+def test_nested_requests_are_one_whatever_maker_the_client_library_names() -> None:
+    """Agno calls DeepSeek by OpenAI's client."""
+    step = the_step(llm(1, 0, 30, provider_name="deepseek"), llm(2, 1, 29, 1, provider_name="openai"))
+    assert (step.prompt_tokens, step.total_tokens) == (10, 15)
+
+
+@pytest.mark.parametrize("inclusive_within", [True, False])
+def test_counts_with_and_without_caches_and_reasoning_are_one_request_that_includes_them(
+    inclusive_within: bool,
+) -> None:
+    less, more = TokenUsage(101, 37, cached=64, cache_write=16), TokenUsage(181, 45, cached=64, reasoning=8)
+    outer, inner = (less, more) if inclusive_within else (more, less)
+    step = the_step(llm(1, 0, 30, usage=outer), llm(2, 1, 29, 1, scope_name="t", usage=inner))
+    assert (step.prompt_tokens, step.completion_tokens, step.cached_input_tokens) == (181, 45, 64)
+
+
 def test_nested_requests_that_differ_are_two() -> None:
     assert len(steps(llm(1, 0, 30, served_model="small"), llm(2, 1, 20, 1, served_model="large"))) == 2
 
@@ -193,6 +209,25 @@ def test_an_ended_agent_without_requests_is_one_step_with_its_tools() -> None:
     assert (number(step), step.prompt_tokens) == (1, 30)
     assert "no_llm_span" in flags(step)
     assert the_metrics(*facts).tool_execution_ns == 10
+
+
+def test_an_agent_that_did_nothing_in_a_run_with_requests_is_no_step() -> None:
+    """A hand-off, a user, a node of a graph: put down as agents, too."""
+    others = agent(1, 0, 100), llm(2, 1, 10, 1), agent(3, 11, 12, 1)
+    assert [number(step) for step in steps(*others)] == [2]
+    assert [number(step) for step in steps(*others, tool(4, 11, 12, 3))] == [2, 3]
+    assert [number(step) for step in steps(*others[:2], agent(3, 11, 12, 1, failed=True))] == [2, 3]
+
+
+def test_an_agent_without_a_word_in_a_run_that_failed_has_failed() -> None:
+    step = the_step(agent(1, 0, 100, failed=True, error_type="TimeoutError"), agent(2, 1, 99, 1))
+    assert (number(step), step.status, step.error_type) == (2, "failed", "TimeoutError")
+
+
+def test_an_agent_named_by_the_operation_alone_has_the_name_of_the_one_above() -> None:
+    inner = agent(2, 1, 99, 1, agent_name=None, name="invoke_agent")
+    assert the_step(agent(1, 0, 100), inner, llm(3, 2, 10, 2)).agent_name == "agent-1"
+    assert the_step(replace(inner, parent_span_id=None), llm(3, 2, 10, 2)).agent_name == "invoke_agent"
 
 
 def test_an_open_agent_is_a_run_and_no_step() -> None:

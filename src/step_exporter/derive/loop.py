@@ -215,6 +215,7 @@ class Loop:
         call.enter(self.scope(call.head.below.run))
         agent = call.agent = call.head.below.agent
         if agent is not None:
+            self._agents[agent] = None
             calls = self._agent_calls.get(agent)
             if calls is None:
                 calls = self._agent_calls[agent] = Timeline()
@@ -225,6 +226,7 @@ class Loop:
             call.leave()
             if call.agent is not None:
                 self._agent_calls[call.agent].remove(call)
+                self._agents[call.agent] = None
 
     def _contribute_agent(self, node: Node) -> None:
         above, facts = node.context, node.facts
@@ -239,6 +241,9 @@ class Loop:
             for step in scope.steps:  # their parent step, and how their run ended
                 self.doubtful_steps[step] = None
             self.doubtful_scopes[scope] = None
+        if facts.role is Role.AGENT:
+            node.member_of = scope
+            scope.agents[node] = None
         if not opens:
             self._load(node, above.agent)
         for step in self.agent_steps.get(node, ()):
@@ -254,6 +259,9 @@ class Loop:
             above.called.pop(node.facts.span_id, None)
             node.opened = None
             self.doubtful_scopes[scope] = None
+        if node.member_of is not None:
+            node.member_of.agents.pop(node, None)
+            node.member_of = None
         if node.request is not None:
             self._dissolve(node.request)
         self._agents.pop(node, None)
@@ -309,6 +317,9 @@ class Loop:
             entry.scope.asked.setdefault(call_id, Timeline()).add(entry)
         self._load(anchor, entry.agent)
         self._enter(entry)
+        entry.scope.requests += 1
+        if entry.scope.requests == 1:
+            self._agents.update(entry.scope.agents)
 
     def _enter_bare(self, anchor: Node, step: Step) -> Entry:
         """Put a step without a request where its anchor stands."""
@@ -337,6 +348,9 @@ class Loop:
             entry.scope.asked[call_id].remove(entry)
         step = entry.step
         if entry.is_request:
+            entry.scope.requests -= 1
+            if not entry.scope.requests:
+                self._agents.update(entry.scope.agents)
             step.entries.pop(entry, None)
             for span in entry.spans:
                 span.request = None
@@ -391,7 +405,8 @@ class Loop:
                 self._enter_bare(anchor, step)
 
     def _place_agents(self) -> None:
-        """An ended agent span that no LLM request belongs to is one step."""
+        """An ended agent span that no LLM request belongs to is one step; but not where it called no tool either, nor
+        failed, in a run with requests: graph nodes, hand-offs and users are put down as agents, too."""
         while self._agents:
             node, _ = self._agents.popitem()
             facts = node.facts
@@ -401,6 +416,12 @@ class Loop:
                 and facts.ended
                 and node.load == 0
                 and step_key(facts) is None
+                and (
+                    not self.scope(node.below.run).requests
+                    or facts.failed
+                    or facts.cancelled
+                    or len(self._agent_calls.get(node, ())) > 0
+                )
             )
             entry: Entry | None = node.request
             if alone and entry is None:

@@ -126,7 +126,7 @@ def _placed(spans: Mapping[str, SpanFacts]) -> list[_Run] | None:
                     return None
                 run = _Run(facts)
                 runs.append(run)
-                name = agent_label(facts) if role is _AGENT else facts.agent_name or name
+                name = agent_label(facts, name) if role is _AGENT else facts.agent_name or name
                 below[facts.span_id] = (run, name, None)
                 if role is _AGENT and facts.parent_span_id is not None:
                     agents.setdefault(facts.parent_span_id, []).append(facts)

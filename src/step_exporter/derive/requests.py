@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from step_exporter.derive.steps import in_caches, in_reasoning
 from step_exporter.facts import SpanFacts
 
 from .intervals import Order
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from .tree import Family
 
 
-def agreement(a: SpanFacts, b: SpanFacts) -> int | None:
+def agreement(a: SpanFacts, b: SpanFacts, *, nested: bool = False) -> int | None:
     """In how many values two LLM spans agree, of those that both carry: None where one of them differs.
 
-    One response id settles it: of one streamed answer two instrumentations counted 47 and 48 tokens.
+    One response id settles it: of one streamed answer two instrumentations counted 47 and 48 tokens. Of ``nested`` ones
+    the providers may differ: a client library calls everything that it talks to by its own maker's name. Counts agree
+    as well where one of them leaves out what was read from or written to a cache, or reasoning.
     """
     if a.request_id is not None and b.request_id is not None:
         return 1 if a.request_id == b.request_id else None
@@ -36,20 +39,29 @@ def agreement(a: SpanFacts, b: SpanFacts) -> int | None:
             return None
         agreed += 1
     if a.provider_name is not None and b.provider_name is not None:
-        if a.provider_name != b.provider_name:
+        if _family(a.provider_name) == _family(b.provider_name):
+            agreed += 1
+        elif not nested:
             return None
-        agreed += 1
     if a.asked_call_ids and b.asked_call_ids:
         if set(a.asked_call_ids) != set(b.asked_call_ids):
             return None
         agreed += 1
     if a.usage is not None and b.usage is not None:
-        for mine, its in ((a.usage.prompt, b.usage.prompt), (a.usage.completion, b.usage.completion)):
+        for mine, its, left_out in (
+            (a.usage.prompt, b.usage.prompt, in_caches),
+            (a.usage.completion, b.usage.completion, in_reasoning),
+        ):
             if mine is not None and its is not None:
-                if mine != its:
+                if mine != its and abs(mine - its) not in (left_out(a.usage), left_out(b.usage)):
                     return None
                 agreed += 1
     return agreed
+
+
+def _family(provider_name: str) -> str:
+    """Google's platforms have several names for one model."""
+    return "gcp" if provider_name.startswith("gcp.") else provider_name
 
 
 def is_tail(facts: SpanFacts) -> bool:
@@ -147,9 +159,9 @@ def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[
         for node in out:
             groups[node] = into
 
-    def may_join(a: Node, b: Node) -> bool:
+    def may_join(a: Node, b: Node, *, nested: bool = False) -> bool:
         return groups[a] is not groups[b] and all(
-            agreement(x.facts, y.facts) is not None for x in groups[a] for y in groups[b]
+            agreement(x.facts, y.facts, nested=nested) is not None for x in groups[a] for y in groups[b]
         )
 
     pairs: list[tuple[int, Order, Order, Node, Node]] = []
@@ -183,7 +195,7 @@ def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[
             below[node] = list(inner.values())
         elif inner:
             (only,) = inner.values()
-            if may_join(only, node):
+            if may_join(only, node, nested=True):
                 join(only, node)
     distinct = {id(found): found for found in groups.values()}
     return [

@@ -75,6 +75,7 @@ class Scope:
     """The entries and calls of one run as the tree sees it (``Context.run``)."""
 
     __slots__ = (
+        "agents",
         "asked",
         "called",
         "calls",
@@ -84,6 +85,7 @@ class Scope:
         "last",
         "natives",
         "openers",
+        "requests",
         "run",
         "steps",
     )
@@ -91,6 +93,8 @@ class Scope:
     def __init__(self, key: str) -> None:
         self.key = key
         self.entries: Timeline[Entry] = Timeline()
+        self.requests = 0  # how many of them are LLM requests
+        self.agents: dict[Node, None] = {}  # the agent spans in it
         self.asked: dict[str, Timeline[Entry]] = {}  # call id -> the requests that asked for it
         self.calls: Timeline[Call] = Timeline()
         self.calls_by_id: dict[str, dict[str, Call]] = {}
@@ -113,7 +117,9 @@ class Scope:
 
     def release(self) -> None:
         """Break the circles of references, see ``Derivation.__del__``."""
-        for held in (self.entries, self.asked, self.calls, self.calls_by_id, self.steps, self.openers, self.called):
+        for held in (self.entries, self.asked, self.calls, self.calls_by_id):
+            held.clear()
+        for held in (self.steps, self.agents, self.openers, self.called):
             held.clear()
         self.last = self.run = None
 

@@ -102,16 +102,34 @@ def covered_ns(spans: Sequence[SpanFacts]) -> int | None:
     return union_ns(times) if times else None
 
 
+def in_caches(usage: TokenUsage) -> int:
+    """Prompt tokens read from a cache or written to one."""
+    return (usage.cached or 0) + (usage.cache_write or 0)
+
+
+def in_reasoning(usage: TokenUsage) -> int:
+    """Completion tokens of reasoning."""
+    return usage.reasoning or 0
+
+
+def _inclusive(count: int | None, other: int | None, left_out: tuple[int, int]) -> int | None:
+    """A count, or another one's that includes what it leaves out."""
+    if count is None or (other is not None and other > count and other - count in left_out):
+        return other
+    return count
+
+
 def request_usage(spans: Sequence[SpanFacts]) -> TokenUsage:
-    """The usage of one request, once: each count from the span closest to the wire that has it."""
+    """The usage of one request, once: each count from the span closest to the wire that has it; another one's where it
+    is more by just what is in caches, or reasoning."""
     usages = [facts.usage for facts in spans if facts.usage is not None]
     if not usages:
         return NO_USAGE
     merged = usages[0]
     for usage in usages[1:]:
         merged = TokenUsage(
-            prompt=usage.prompt if merged.prompt is None else merged.prompt,
-            completion=usage.completion if merged.completion is None else merged.completion,
+            prompt=_inclusive(merged.prompt, usage.prompt, (in_caches(merged), in_caches(usage))),
+            completion=_inclusive(merged.completion, usage.completion, (in_reasoning(merged), in_reasoning(usage))),
             cached=usage.cached if merged.cached is None else merged.cached,
             cache_write=usage.cache_write if merged.cache_write is None else merged.cache_write,
             reasoning=usage.reasoning if merged.reasoning is None else merged.reasoning,
@@ -159,6 +177,9 @@ def status_of(parts: StepParts) -> tuple[str, SpanFacts | None]:
             return "cancelled", anchor
         if anchor.failed and (broken is None or last):  # not by a tool's error alone, while the run went on
             return "failed", anchor
+        is_silent = anchor.role is Role.AGENT and not requests and not calls
+        if is_silent and last and (outcome.failed or outcome.cancelled):  # in a run that came to nothing
+            return ("cancelled" if outcome.cancelled else "failed"), outcome.opener
     if requests:
         final = requests[-1]
         culprit = next((facts for facts in final if facts.failed and facts.error_type), None)

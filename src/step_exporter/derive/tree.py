@@ -92,6 +92,8 @@ class Node(Linked, eq=False):
     """The run that its native run id gives a name to."""
     opened: Any = None
     """Of an agent or workflow: the scope that it opens, and the one that it stands in."""
+    member_of: Any = None
+    """Of an agent: the scope that it is in."""
     load: int = 0
     """Of an agent: what makes it no step of its own."""
     loaded: tuple[Node, ...] = ()
@@ -151,9 +153,12 @@ def step_key(facts: SpanFacts) -> str | None:
     return facts.span_id if facts.role is Role.STEP else None
 
 
-def agent_label(facts: SpanFacts) -> str:
-    """The name of an agent."""
-    return facts.agent_name or facts.name
+def agent_label(facts: SpanFacts, above: str | None = None) -> str:
+    """The name of an agent: its span's where it says none, unless that is only the operation's and one above has a name
+    (OpenLIT puts an ``invoke_agent`` below ``invoke_agent NAME``)."""
+    if facts.agent_name or above is None or facts.name != "invoke_agent":
+        return facts.agent_name or facts.name
+    return above
 
 
 def stands_for(facts: SpanFacts, agent: SpanFacts) -> bool:
@@ -195,7 +200,7 @@ def context_below(node: Node, above: Context) -> Context:
         if opens_run(facts, above):
             run = facts.span_id
         agent, step, tool, llm, service, between = node, None, None, None, facts.service_name, 0
-        name = agent_label(facts) if role is Role.AGENT else facts.agent_name or name
+        name = agent_label(facts, name) if role is Role.AGENT else facts.agent_name or name
     else:
         name = facts.agent_name or name
         if role is Role.TOOL:
@@ -267,7 +272,7 @@ class Tree:
         for node in self.nodes.values():
             node.context = node.base_context = node.below = OUTSIDE
             node.base = node.twin_of = node.inferred = node.called_in = node.llm_above = None
-            node.request = node.call = node.step = node.opened = None
+            node.request = node.call = node.step = node.opened = node.member_of = None
             node.loaded = ()
             node.kids.clear()
             node.llm_kids.clear()
