@@ -656,3 +656,13 @@ def test_nesting_beyond_every_limit_gives_no_error() -> None:
     for text in ("[" * 100_000, '[{"content":' * 900 + "1" + "}]" * 900, '{"input":' * 5000 + "1" + "}" * 5000):
         raw = span({"gen_ai.input.messages": text, "output.value": text})
         read_messages(raw, take_apart(raw))
+
+
+def test_a_prompt_that_would_take_python_3_11_seconds_to_parse_is_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[str] = []
+    evaluate = reading.ast.literal_eval
+    monkeypatch.setattr(reading.ast, "literal_eval", lambda text: evaluated.append(text) or evaluate(text))
+    code = "['" + "f'{x}' + " * 5_000 + "']"
+    assert [message.text for message in reading._messages(reading._decode(code), "user")] == [code]
+    assert evaluated == []
+    assert reading._decode("['" + "x" * 50_000 + "']") == ["x" * 50_000]

@@ -140,6 +140,10 @@ _REPR = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 _MAX_DEPTH = 12
 """How deeply messages lie in wrappers; LangChain's ``generations`` are at depth 5."""
 _MAX_REPR = 1_000_000
+_F_STRING = re.compile(r"\b[rR]?[fF][rR]?['\"]")
+_MAX_F_STRING = 32_000
+"""Python 3.11 takes the square of its length to parse an f-string, which is no literal: 1.3 s for 150,000 characters. A
+longer text in which anything looks like one is not parsed."""
 _CACHED_CHARS = 8_000_000
 
 _Object = Mapping[str, Any]
@@ -831,7 +835,11 @@ def _decode(text: str) -> Any:
         return decoder.decode(text)
     except (ValueError, RecursionError):
         pass
-    if (head in ("[{", "{'") or head == "['") and "'" in text and len(text) <= _MAX_REPR:
+    if (
+        head in ("[{", "{'", "['")
+        and "'" in text
+        and (len(text) <= _MAX_F_STRING or (len(text) <= _MAX_REPR and not _F_STRING.search(text)))
+    ):
         try:
             return _plain(ast.literal_eval(text))
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
