@@ -249,10 +249,22 @@ def group_requests(spans: dict[str, Span]) -> list[list[Span]]:
         for index, a in enumerate(family):
             for b in family[index + 1 :]:
                 tail = b is family[index + 1] and is_tail(b.facts) and not is_tail(a.facts) and a.facts.usage is None
+                mine, its = a.facts.usage, b.facts.usage
+                handed_on = (
+                    b is family[index + 1]
+                    and a.facts.scope_name != b.facts.scope_name
+                    and mine is not None
+                    and its is not None
+                    and None not in (mine.prompt, mine.completion)
+                    and (mine.prompt, mine.completion) == (its.prompt, its.completion)
+                    and None not in (a.facts.end_ns, b.facts.start_ns)
+                    and (a.facts.end_ns or 0) <= (b.facts.start_ns or 0)
+                    and compatible([a], [b])
+                )
                 same_id = a.facts.request_id is not None and a.facts.request_id == b.facts.request_id
                 inside = b.end <= a.end or (a.start == b.start and a.end <= b.end)
                 twins = a.facts.scope_name != b.facts.scope_name and inside and bool(agreement(a.facts, b.facts))
-                if tail or same_id or twins:
+                if tail or same_id or twins or handed_on:
                     pairs.append((b.start - a.start, a, b, tail or same_id))
     for _, a, b, whatever_scope in sorted(pairs, key=lambda pair: (pair[0], pair[1].order, pair[2].order)):
         one_scope_each = not {span.facts.scope_name for span in group[a]} & {span.facts.scope_name for span in group[b]}

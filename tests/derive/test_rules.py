@@ -170,6 +170,16 @@ def test_a_guardrail_and_the_main_request_at_two_providers_at_the_same_time_are_
     assert len(steps(main, guardrail)) == 2
 
 
+def test_a_stream_that_one_instrumentation_hands_on_to_another_is_one_request() -> None:
+    """LlamaIndex's span ends when it returns the generator; the client's begins then."""
+    handed = llm(1, 0, 20, 9, served_model="m"), llm(2, 21, 70, 9, scope_name="t", request_id="q")
+    step = the_step(*handed)
+    assert (step.total_tokens, step.request_id) == (15, "q")
+    between = llm(3, 20, 20, 9, scope_name="t", usage=TokenUsage(1, 1))
+    assert [number(found) for found in steps(*handed, between)] == [1, 3, 2]
+    assert len(steps(handed[0], llm(2, 21, 70, 9, scope_name="t", usage=TokenUsage(10, 6)))) == 2
+
+
 def test_siblings_of_two_scopes_that_agree_in_nothing_are_two() -> None:
     assert len(steps(llm(2, 1, 20, 9, usage=None), llm(3, 2, 10, 9, usage=None, scope_name="t"))) == 2
 

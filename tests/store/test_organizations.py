@@ -215,6 +215,7 @@ def changes_rebuild(store: Any, foreign: list[str]) -> None:
 
 
 def changes_prune(store: Any, foreign: list[str]) -> None:
+    assert store.prune(without_steps=True).traces == 0
     assert store.prune(older_than=timedelta(days=-36500)).traces == 1
     refused(InputError, lambda: store.prune(max_bytes=0))
 
@@ -227,6 +228,9 @@ def changes_delete(store: Any, foreign: list[str]) -> None:
     for run_id in foreign:
         refused(NotFoundError, lambda run_id=run_id: store.delete(run_id=run_id))
         refused(NotFoundError, lambda run_id=run_id: store.delete(run_id=run_id, trace_id=SHARED))
+        refused(NotFoundError, lambda step_id=run_id: store.delete(step_id=step_id))
+    [own] = store.trace(SHARED).steps
+    refused(InputError, lambda: store.delete(step_id=own.id))
     assert store.delete(before=DAY_NS * 2) == 0  # pruned
 
 
@@ -289,6 +293,14 @@ def pages_version(store: PageStore, everything: PageStore) -> None:
     assert store.version(GLOBEXES) is None
 
 
+def pages_traces_named(store: PageStore, everything: PageStore) -> None:
+    for trace_id in (ACMES, SHARED):
+        assert list(store.traces_named(trace_id)) == [trace_id]
+    for trace_id in (GLOBEXES, NOBODYS):
+        assert list(everything.traces_named(trace_id)) == [trace_id]
+        assert list(store.traces_named(trace_id)) == []
+
+
 def pages_outline(store: PageStore, everything: PageStore) -> None:
     assert store.outline(ACMES) == everything.outline(ACMES)
     found = store.outline(SHARED)
@@ -332,6 +344,7 @@ def pages_find_abandoned(store: PageStore, everything: PageStore) -> None:
 
 PAGES: Mapping[str, Callable[[PageStore, PageStore], None]] = {
     "version": pages_version,
+    "traces_named": pages_traces_named,
     "outline": pages_outline,
     "span": pages_span,
     "run_page": pages_run_page,

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from step_exporter.derive.intervals import UNKNOWN, Timeline
-from step_exporter.derive.requests import component, group, is_alone, is_tail
+from step_exporter.derive.requests import component, group, handed_on, is_alone, is_tail
 from step_exporter.derive.state import Call, Entry, Scope, Step
 from step_exporter.derive.tree import Node, Tree, may_be_called, opens_run, step_key
 from step_exporter.facts import Role, SpanFacts
@@ -153,7 +153,7 @@ class Loop:
             family.llms.add(node)
             if node.facts.request_id is not None:
                 family.by_request_id.setdefault(node.facts.request_id, {})[node.facts.span_id] = node
-            self._doubt_tail(node)
+            self._doubt_next(node)
         if node.context.llm is not None:
             node.llm_above = node.context.llm
             node.llm_above.llm_kids[node.facts.span_id] = node
@@ -162,7 +162,7 @@ class Loop:
     def _withdraw_llm(self, node: Node) -> None:
         parent_id = node.parent_id
         if parent_id is not None:
-            self._doubt_tail(node)
+            self._doubt_next(node)
             family = self.tree.families[parent_id]
             family.llms.remove(node)
             if node.facts.request_id is not None:
@@ -177,11 +177,15 @@ class Loop:
             self._dissolve(node.request)
         self._llms.pop(node, None)
 
-    def _doubt_tail(self, node: Node) -> None:
-        """What came after a span may have been the tail of what was before it."""
-        parent_id = node.parent_id
-        after = self.tree.families[parent_id].llms.after(node.order) if parent_id is not None else None
-        if after is not None and is_tail(after.facts):
+    def _doubt_next(self, node: Node) -> None:
+        """What comes after a span may have been the tail of what was before it, or what that was handed on to."""
+        if node.parent_id is None:
+            return
+        llms = self.tree.families[node.parent_id].llms
+        before, after = llms.before(node.order), llms.after(node.order)
+        if after is not None and (
+            is_tail(after.facts) or (before is not None and handed_on(before.facts, after.facts))
+        ):
             self._llms[after] = None
 
     def _contribute_tool(self, node: Node) -> None:

@@ -16,6 +16,7 @@ from step_exporter.facts import Annotation, Deletion, Role, SpanFacts
 from . import ids
 from .intervals import Order
 from .messages import Source, rows_at_once
+from .requests import handed_on
 from .rows import Changes, MessageRow, RunRow
 from .runs import RunParts, build_run
 from .steps import Built, Outcome, StepParts, build_step
@@ -139,9 +140,10 @@ def _placed(spans: Mapping[str, SpanFacts]) -> list[_Run] | None:
 
 
 def _are_apart(requests: Iterable[tuple[Order, SpanFacts, str | None]]) -> bool:
-    """Whether no two sibling LLM spans can be one request: none begins before those before it have ended, none takes no
-    time, and no response id comes twice."""
+    """Whether no two sibling LLM spans can be one request: none begins before those before it have ended or is handed
+    on by the last, none takes no time, and no response id comes twice."""
     ends: dict[str, int] = {}
+    last: dict[str, SpanFacts] = {}
     responses: set[tuple[str, str]] = set()
     for (start, _), facts, _ in requests:
         end = facts.end_ns
@@ -151,8 +153,9 @@ def _are_apart(requests: Iterable[tuple[Order, SpanFacts, str | None]]) -> bool:
         if parent_id is None:
             continue
         before = ends.get(parent_id, -1)
-        if start <= before:
+        if start <= before or (parent_id in last and handed_on(last[parent_id], facts)):
             return False
+        last[parent_id] = facts
         ends[parent_id] = start if end is None or end < start else end
         if facts.request_id is not None:
             response = (parent_id, facts.request_id)

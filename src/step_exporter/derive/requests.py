@@ -3,8 +3,9 @@
 Several instrumentations may see one request: a framework's span around a client library's around the SDK's own,
 or two siblings. Spans are *compatible* unless something that both carry says otherwise. One request are compatible
 spans that are nested with nothing of the agent's loop between; siblings with one response id; siblings of
-different scopes, one within the other's time, that agree in something; a zero-length span that follows a
-streaming one and carries its usage. A span above several requests (a router, a retry, a fallback) is none itself.
+different scopes, one within the other's time, that agree in something, or one right after the other with the same
+counts; a zero-length span that follows a streaming one and carries its usage. A span above several requests (a router,
+a retry, a fallback) is none itself.
 """
 
 from __future__ import annotations
@@ -90,15 +91,33 @@ def tail_of(tail: Node, head: Node | None) -> bool:
     )
 
 
+def handed_on(first: SpanFacts, then: SpanFacts) -> bool:
+    """Whether an LLM sibling that comes right after another one has ended is the same request: LlamaIndex's span of a
+    stream ends when it hands the stream over, OpenAI's client begins to count then, and both have the same counts."""
+    mine, its = first.usage, then.usage
+    return (
+        first.scope_name != then.scope_name
+        and mine is not None
+        and its is not None
+        and mine.prompt is not None
+        and mine.completion is not None
+        and (mine.prompt, mine.completion) == (its.prompt, its.completion)
+        and first.end_ns is not None
+        and then.start_ns is not None
+        and first.end_ns <= then.start_ns
+        and agreement(first, then) is not None
+    )
+
+
 def sibling_pairs(node: Node, family: Family) -> Iterator[Node]:
     """The LLM siblings that may be one request with this span."""
     llms = family.llms
     seen: set[Node] = {node}
     before, after = llms.before(node.order), llms.after(node.order)
-    if before is not None and tail_of(node, before):
+    if before is not None and (tail_of(node, before) or handed_on(before.facts, node.facts)):
         seen.add(before)
         yield before
-    if after is not None and tail_of(after, node):
+    if after is not None and (tail_of(after, node) or handed_on(node.facts, after.facts)):
         seen.add(after)
         yield after
     near: Iterable[Node] = llms.covering(node.order[0], node.order[0])
@@ -122,8 +141,10 @@ def is_alone(node: Node, families: Mapping[str, Family]) -> bool:
     family = families[node.parent_id]
     if node.facts.request_id is not None and len(family.by_request_id[node.facts.request_id]) > 1:
         return False
-    after = family.llms.after(node.order)
-    if after is not None and (after.order[0] <= node.end or is_tail(after.facts)):
+    before, after = family.llms.before(node.order), family.llms.after(node.order)
+    if after is not None and (after.order[0] <= node.end or is_tail(after.facts) or handed_on(node.facts, after.facts)):
+        return False
+    if before is not None and handed_on(before.facts, node.facts):
         return False
     return family.llms.reach_before(node.order) < node.order[0]
 
