@@ -22,7 +22,7 @@ up your shell's completion.
 | 0 | done |
 | 1 | nothing there, or it could not be done; `verify`: there are differences |
 | 2 | asked wrongly: an unknown option, a malformed id, a setting that cannot be used |
-| 130 | interrupted |"""
+| 130 | interrupted (`serve` ends with 0) |"""
 
 
 def commands() -> dict[str, Any]:

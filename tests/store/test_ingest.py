@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import Engine, select, text
 
+from step_exporter.errors import DatabaseError
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
 from step_exporter.models import Base
 from step_exporter.store.bulk import time_text
@@ -396,6 +397,12 @@ def test_facts_are_kept_where_deriving_fails_and_rebuild_catches_up(
     assert writer.write([span(40)]).new == 1
     assert rows(engine, "quarantine", "trace_id", "reason") == [(TRACE, UNDERIVED)]
     assert {trace for (trace,) in rows(engine, "steps", "trace_id")} == {OTHER}
+    assert {reason for (reason,) in rows(engine, "quarantine", "detail")} == {"a bug"}
+    with engine.begin() as conn:
+        conn.execute(text("UPDATE steps SET model = 'x'"))
+    with pytest.raises(DatabaseError, match=f"1 of 2 traces .* the others were: a bug .*{TRACE}"):
+        rebuild(engine)
+    assert "x" not in {model for (model,) in rows(engine, "steps", "model")}
     monkeypatch.undo()
     assert list(verify(engine)) != []
     assert rebuild(engine) == 2

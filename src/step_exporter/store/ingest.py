@@ -48,6 +48,9 @@ UNDERIVED = "underived"
 """The reason in ``quarantine`` of a trace whose facts are stored but whose rows could not be derived: a case for
 ``rebuild``."""
 _MAX_UNDERIVED = 10_000
+_MAX_SHARED = 10_000
+"""Names of organizations and providers that are remembered as stored; forgetting them costs an insert that does
+nothing."""
 _LOSSES = 3
 """So often a batch may cost its connection before it is halved: the server may end what takes too long that way."""
 _MAX_TEXTS = 32
@@ -212,6 +215,8 @@ class Writer:
         that insert the same ones in different orders would wait for each other."""
         with self.engine.begin() as conn:
             self._insert_names(conn, names)
+        if len(self._shared) > _MAX_SHARED:
+            self._shared.clear()
         self._shared.update(("organizations", id_) for id_, _ in names.organizations)
         self._shared.update(("providers", id_) for id_, _ in names.providers)
 

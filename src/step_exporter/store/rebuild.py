@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Text, delete, select, type_coerce, up
 
 from step_exporter.derive import Derivation
 from step_exporter.derive.rows import Changes
+from step_exporter.errors import DatabaseError, StepExporterError
 from step_exporter.facts import Annotation, Deletion, SpanFacts
 from step_exporter.models import Base, CanonicalJSON, utc_datetime
 from step_exporter.store import audit
@@ -22,6 +23,7 @@ from step_exporter.store.audit import Caller, Entry
 from step_exporter.store.bulk import Statements
 from step_exporter.store.changes import MESSAGES, METRICS, RUNS, STEPS, write_changes
 from step_exporter.store.encryption import SEALED, open_value, stored_messages
+from step_exporter.store.failures import cause, is_data
 from step_exporter.store.ingest import UNDERIVED
 from step_exporter.store.load import StoredSpan, load_people, load_spans, trace_ids
 
@@ -53,21 +55,33 @@ def rebuild(
     """Delete the derived rows of traces (default: all) and derive them again from the facts. Returns how many traces.
 
     What today's readers make of the spans replaces what older ones made. Facts, and what people set and deleted,
-    stay. Writers that remember such a trace notice by its new epoch.
+    stay. Writers that remember such a trace notice by its new epoch. One that cannot be derived stays as it is and does
+    not keep the others from it; at the end ``DatabaseError`` names those.
     """
     sql = Statements(engine.dialect)
     chosen = _chosen(engine, traces)
     only = chosen[0] if len(chosen) == 1 else None
     noted: int | None = None
+    failed: dict[str, Exception] = {}
     for number, trace_id in enumerate(chosen, 1):
-        with engine.begin() as conn:
-            sql.lock(conn, [(trace_id, secrets.randbits(63), 0, None, None, sql.now())])
-            derive_again(conn, sql, trace_id)
-            entry = Entry(caller.actor, "rebuild", only, caller.organization_id, only, {"traces": number})
-            written = audit.write(conn, entry, noted)
-        noted = written
+        try:
+            with engine.begin() as conn:
+                sql.lock(conn, [(trace_id, secrets.randbits(63), 0, None, None, sql.now())])
+                derive_again(conn, sql, trace_id)
+                details = {"traces": number - len(failed)}
+                entry = Entry(caller.actor, "rebuild", only, caller.organization_id, only, details)
+                written = audit.write(conn, entry, noted)
+            noted = written
+        except Exception as error:
+            if isinstance(error, StepExporterError) or not is_data(error):
+                raise
+            failed[trace_id] = error
         if progress is not None:
             progress(number, len(chosen))
+    if failed:
+        named, first = ", ".join(list(failed)[:10]), next(iter(failed.values()))
+        which = f"{len(failed)} of {len(chosen)} traces cannot be derived again, the others were"
+        raise DatabaseError(f"{which}: {cause(first)} (trace {named})") from first
     return len(chosen)
 
 
