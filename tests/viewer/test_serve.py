@@ -18,11 +18,16 @@ from step_exporter.cli import main
 RUN = [sys.executable, "-c", "import sys; from step_exporter.cli import main; sys.exit(main())", "serve"]
 
 
-def test_it_prints_a_link_that_works_and_ends_when_asked(tmp_path: Path) -> None:
+def command_and_port(tmp_path: Path) -> tuple[list[str], int]:
+    """A server on a free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    command = [*RUN, "--db", str(tmp_path / "steps.db"), "--port", str(port)]
+    return [*RUN, "--db", str(tmp_path / "steps.db"), "--port", str(port)], port
+
+
+def test_it_prints_a_link_that_works_and_ends_when_asked(tmp_path: Path) -> None:
+    command, port = command_and_port(tmp_path)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -51,10 +56,7 @@ def test_it_prints_a_link_that_works_and_ends_when_asked(tmp_path: Path) -> None
 
 
 def test_ctrl_c_ends_it_with_0(tmp_path: Path) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [*RUN, "--db", str(tmp_path / "steps.db"), "--port", str(port)]
+    command, port = command_and_port(tmp_path)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         process.stderr.readline()
