@@ -151,6 +151,7 @@ class Loop:
         if parent_id is not None:
             family = self.tree.families[parent_id]
             family.llms.add(node)
+            family.scopes[node.facts.scope_name] = family.scopes.get(node.facts.scope_name, 0) + 1
             if node.facts.request_id is not None:
                 family.by_request_id.setdefault(node.facts.request_id, {})[node.facts.span_id] = node
             self._doubt_next(node)
@@ -165,6 +166,10 @@ class Loop:
             self._doubt_next(node)
             family = self.tree.families[parent_id]
             family.llms.remove(node)
+            if family.scopes[node.facts.scope_name] > 1:
+                family.scopes[node.facts.scope_name] -= 1
+            else:
+                del family.scopes[node.facts.scope_name]
             if node.facts.request_id is not None:
                 del family.by_request_id[node.facts.request_id][node.facts.span_id]
         if node.llm_above is not None:
@@ -181,11 +186,12 @@ class Loop:
         """What comes after a span may have been the tail of what was before it, or what that was handed on to."""
         if node.parent_id is None:
             return
-        llms = self.tree.families[node.parent_id].llms
-        before, after = llms.before(node.order), llms.after(node.order)
-        if after is not None and (
-            is_tail(after.facts) or (before is not None and handed_on(before.facts, after.facts))
-        ):
+        family = self.tree.families[node.parent_id]
+        after = family.llms.after(node.order)
+        if after is None:
+            return
+        before = family.llms.before(node.order) if len(family.scopes) > 1 else None
+        if is_tail(after.facts) or (before is not None and handed_on(before.facts, after.facts)):
             self._llms[after] = None
 
     def _contribute_tool(self, node: Node) -> None:

@@ -141,11 +141,15 @@ def is_alone(node: Node, families: Mapping[str, Family]) -> bool:
     family = families[node.parent_id]
     if node.facts.request_id is not None and len(family.by_request_id[node.facts.request_id]) > 1:
         return False
-    before, after = family.llms.before(node.order), family.llms.after(node.order)
-    if after is not None and (after.order[0] <= node.end or is_tail(after.facts) or handed_on(node.facts, after.facts)):
+    after = family.llms.after(node.order)
+    if after is not None and (after.order[0] <= node.end or is_tail(after.facts)):
         return False
-    if before is not None and handed_on(before.facts, node.facts):
-        return False
+    if len(family.scopes) > 1:
+        before = family.llms.before(node.order)
+        if before is not None and handed_on(before.facts, node.facts):
+            return False
+        if after is not None and handed_on(node.facts, after.facts):
+            return False
     return family.llms.reach_before(node.order) < node.order[0]
 
 

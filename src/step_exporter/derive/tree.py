@@ -119,7 +119,7 @@ class Node(Linked, eq=False):
 class Family:
     """The spans under one parent id, whether that parent is known or not."""
 
-    __slots__ = ("agents", "by_request_id", "children", "llms", "plain")
+    __slots__ = ("agents", "by_request_id", "children", "llms", "plain", "scopes")
 
     def __init__(self) -> None:
         self.children: dict[str, Node] = {}
@@ -128,6 +128,7 @@ class Family:
         # Kept by the derivation for the grouping of requests
         self.llms: Timeline[Node] = Timeline()
         self.by_request_id: dict[str, dict[str, Node]] = {}
+        self.scopes: dict[str, int] = {}  # of the LLM spans, and how many each has
 
     def add(self, node: Node) -> None:
         """Take in a child."""
