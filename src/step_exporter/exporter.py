@@ -38,7 +38,7 @@ from step_exporter.redaction import FAILED, Redact, redacted
 from step_exporter.sdk import SpanConverter
 from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
-from step_exporter.spool import Spool, adopt, spool_directory, spooled, spooled_all
+from step_exporter.spool import Spool, adopt, spool_directory, spool_home, spooled, spooled_all
 from step_exporter.store.encryption import Cipher, make_cipher
 from step_exporter.store.engine import DatabaseURL
 from step_exporter.store.failures import cause
@@ -619,18 +619,11 @@ class _Settings(NamedTuple):
             _choice("content", content, environment.OTEL_EXPORTER_STEPS_CONTENT, ("on", "off")) == "on",
             redact,
             _choice("record", record, environment.OTEL_EXPORTER_STEPS_RECORD, ("steps", "all")) == "all",
-            _home(spool),
+            spool_home(spool if spool is not None else get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None),
             encryption_key,
             make_cipher(encryption_key),
             Retention.of(retention),
         )
-
-
-def _home(given: str | os.PathLike[str] | bool | None) -> str | os.PathLike[str] | Literal[False] | None:
-    value = given if given is not None else os.environ.get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None
-    if isinstance(value, str) and (word := value.strip().lower()) in ("on", "off", "true", "false"):
-        value = word in ("on", "true")
-    return None if value is True else value
 
 
 class _LeftAloneError(DatabaseError):

@@ -16,7 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 from msgspec.structs import asdict, replace
@@ -63,6 +63,13 @@ class SpoolFile(NamedTuple):
     """How many wait in it; None if the file cannot be read."""
     in_use: bool
     """Whether the process that owns it lives."""
+
+
+def spool_home(given: str | os.PathLike[str] | bool | None) -> str | os.PathLike[str] | Literal[False] | None:
+    """Where spools are to be kept, as the setting says it: a directory, None for the user's, False for nowhere."""
+    if isinstance(given, str) and (word := given.strip().lower()) in ("on", "off", "true", "false"):
+        given = word in ("on", "true")
+    return None if given is True else given
 
 
 def spool_directory(url: DatabaseURL, home: str | os.PathLike[str] | None = None) -> Path | None:

@@ -16,7 +16,7 @@ from step_exporter.cli.output import print_json, show
 from step_exporter.cli.tables import table, words
 from step_exporter.cli.text import UNKNOWN, parse_time, when
 from step_exporter.models import canonical_json
-from step_exporter.store.filters import ACTIONS, AuditFilter, check_one_of
+from step_exporter.store.filters import AuditFilter
 from step_exporter.store.query import StepStore
 from step_exporter.store.records import AuditRecord
 
@@ -45,7 +45,7 @@ def audit(
     which = AuditFilter(
         trace_ids=[trace] if trace else None,
         actor=actor,
-        action=check_one_of("--action", action, ACTIONS) if action else None,
+        action=action,
         since=parse_time("--since", since, now) if since else None,
         until=parse_time("--until", until, now) if until else None,
     )

@@ -21,7 +21,7 @@ from step_exporter.ddl import VERSION
 from step_exporter.environment import OTEL_EXPORTER_STEPS_SPOOL
 from step_exporter.errors import DatabaseError, NotFoundError
 from step_exporter.models import Base
-from step_exporter.spool import spool_directory, spool_files
+from step_exporter.spool import spool_directory, spool_files, spool_home
 from step_exporter.store import sqlite
 from step_exporter.store.audit import Caller, current_user
 from step_exporter.store.engine import BUSY_TIMEOUT_S, create_sync_engine, display_url, sqlite_path
@@ -61,7 +61,7 @@ def doctor(
 
     Exits with 1 if the file is damaged or the database cannot be used; what waits in spools is said all the same.
     """
-    if str(spool).lower() in ("on", "off"):  # no directories, but what the exporter takes as well
+    if not spool_home(None if spool is None else str(spool)):  # words that the exporter takes as well
         spool = None
     try:
         findings = examine(db, again=again, spool=spool)

@@ -76,9 +76,9 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     why = ""
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
         try:
-            sockets.append(_bound(family, address))
+            sockets.append(socket.create_server(address, family=family))
         except OSError as error:
-            why = error.strerror or str(error)
+            why = os.strerror(error.errno) if error.errno else str(error)
             if error.errno not in _LACKING:
                 break
     else:
@@ -87,21 +87,6 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     for sock in sockets:
         sock.close()
     raise StepExporterError(f"cannot listen on {host} port {port}: {why}. Give another --port or --host.")
-
-
-def _bound(family: int, address: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # elsewhere it lets two servers share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        sock.listen()
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _make_tables(url: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from step_exporter.conventions._values import count, text
+from step_exporter.conventions._values import count, number, text
 from step_exporter.facts import MAX_NS, Message, RawSpan, Role, SpanFacts, TokenUsage
 
 
@@ -114,6 +114,11 @@ class Draft:
     def flag(self, name: str) -> None:
         """Say that something is doubtful."""
         self.flags += (name,)
+
+    def first_token_after(self, raw: RawSpan, delay: Any, unit_ns: float) -> None:
+        """``after_start`` for the value of an attribute that counts in units of so many nanoseconds."""
+        found = number(delay)
+        self.after_start(raw, None if found is None else found * unit_ns)
 
     def after_start(self, raw: RawSpan, delay_ns: float | None) -> None:
         """Set when the first token came, from its delay after the start of the span."""

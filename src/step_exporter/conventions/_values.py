@@ -21,6 +21,8 @@ MAX_PARSED = 4 * 1024 * 1024
 MAX_LITERAL = 64 * 1024
 """Longer Python literals are not evaluated: ``ast`` is 30 times slower than ``json``."""
 EMPTY: Mapping[str, Any] = {}
+SAYS_MORE = frozenset({"gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind"})
+"""What says what a span is where an emitter's own attribute is on all spans, those of other instrumentations too."""
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _MEMBER = re.compile(r"[A-Z]\w*\.[A-Z][A-Z0-9_]*")

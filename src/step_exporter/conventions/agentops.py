@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import first_text, number, text, texts
+from step_exporter.conventions._values import first_text, text, texts
 from step_exporter.facts import RawSpan, Role
 
 MARKERS = frozenset({"agentops.span.kind", "gen_ai.request.type"})
@@ -45,8 +45,7 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.call_id = draft.call_id or text(get("tool.call.id"))
     elif draft.role is Role.LLM:
         draft.stop_reason = draft.stop_reason or first_text(get("gen_ai.completion.0.finish_reason"))
-        seconds = number(get("gen_ai.streaming.time_to_first_token"))
-        draft.after_start(raw, None if seconds is None else seconds * 1e9)
+        draft.first_token_after(raw, get("gen_ai.streaming.time_to_first_token"), 1e9)
 
 
 def _entity(raw: RawSpan, suffix: str) -> str | None:

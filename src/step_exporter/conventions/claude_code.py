@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import number, text
+from step_exporter.conventions._values import text
 from step_exporter.facts import RawSpan, Role
 
 SCOPE = "com.anthropic.claude_code.tracing"
@@ -42,5 +42,4 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         tokens.cached = tokens.count(get("cache_read_tokens"))
         tokens.cache_write = tokens.count(get("cache_creation_tokens"))
         tokens.cache_apart = True
-        milliseconds = number(get("ttft_ms"))
-        draft.after_start(raw, None if milliseconds is None else milliseconds * 1e6)
+        draft.first_token_after(raw, get("ttft_ms"), 1e6)

@@ -7,7 +7,7 @@ Semantic Kernel, Microsoft Agent Framework, Spring AI, LoongSuite, openlit and a
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import first_text, items, mapping, number, parsed, text
+from step_exporter.conventions._values import first_text, items, mapping, parsed, text
 from step_exporter.conventions.providers import provider
 from step_exporter.facts import RawSpan, Role
 
@@ -270,10 +270,9 @@ def _fill_end(raw: RawSpan, draft: Draft) -> None:
     if not _FIRST_TOKEN.keys().isdisjoint(attributes):
         for key, unit in _FIRST_TOKEN.items():
             if key in attributes:
-                delay = number(get(key))
                 if key.startswith("gen_ai.server.") and raw.scope.name.startswith("strands."):
                     unit = 1e6
-                draft.after_start(raw, None if delay is None else delay * unit)
+                draft.first_token_after(raw, get(key), unit)
     if draft.stop_reason is None and raw.events:
         for event in raw.events:
             if event.name == "gen_ai.choice":

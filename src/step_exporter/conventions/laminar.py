@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import parsed, text, texts
+from step_exporter.conventions._values import SAYS_MORE, parsed, text, texts
 from step_exporter.facts import RawSpan, Role
 
 MARKERS = frozenset({"lmnr.span.type"})
 
 _TYPES = {"LLM": Role.LLM, "TOOL": Role.TOOL}
 _PROPERTY = "lmnr.association.properties."
-_SAYS_MORE = frozenset({"gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind"})
 
 
 def role(raw: RawSpan) -> Role | None:
     """By the span type. ``DEFAULT`` is every other span, those of other instrumentations too: what they say stands."""
     attributes = raw.attributes
     kind = text(attributes.get("lmnr.span.type"))
-    if kind is None or (kind == "DEFAULT" and not _SAYS_MORE.isdisjoint(attributes)):
+    if kind is None or (kind == "DEFAULT" and not SAYS_MORE.isdisjoint(attributes)):
         return None
     return _TYPES.get(kind, Role.OTHER)
 

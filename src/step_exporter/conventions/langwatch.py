@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import count, mapping, number, text, texts
+from step_exporter.conventions._values import SAYS_MORE, count, mapping, text, texts
 from step_exporter.conventions.providers import is_known, provider
 from step_exporter.facts import MAX_NS, RawSpan, Role
 
@@ -12,7 +12,6 @@ MARKERS = frozenset({"langwatch.span.type"})
 
 _TYPES = {"agent": Role.AGENT, "llm": Role.LLM, "tool": Role.TOOL, "workflow": Role.WORKFLOW}
 _OF_TRACE = frozenset({"langwatch.origin", "metadata"})
-_SAYS_MORE = frozenset({"gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind"})
 
 
 def role(raw: RawSpan) -> Role | None:
@@ -20,7 +19,7 @@ def role(raw: RawSpan) -> Role | None:
     ``langwatch.trace`` is the whole turn, and alone has an origin and the trace's metadata."""
     attributes = raw.attributes
     kind = text(attributes.get("langwatch.span.type"))
-    if kind is None or (kind == "span" and not _SAYS_MORE.isdisjoint(attributes)):
+    if kind is None or (kind == "span" and not SAYS_MORE.isdisjoint(attributes)):
         return None
     if kind == "span" and not _OF_TRACE.isdisjoint(attributes):
         return Role.WORKFLOW
@@ -51,8 +50,7 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         tokens.completion = tokens.first(tokens.completion, metrics.get("completionTokens"))
         if tokens.reasoning is None:
             tokens.reasoning = tokens.count(metrics.get("reasoning_tokens"))
-        milliseconds = number(metrics.get("first_token_ms"))
-        draft.after_start(raw, None if milliseconds is None else milliseconds * 1e6)
+        draft.first_token_after(raw, metrics.get("first_token_ms"), 1e6)
         at = count(mapping(get("langwatch.timestamps")).get("first_token_at"))  # milliseconds, too
         if draft.first_token_ns is None and at and at * 1_000_000 <= MAX_NS:
             draft.first_token_ns = at * 1_000_000

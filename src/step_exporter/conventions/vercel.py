@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import mapping, number, text, texts
+from step_exporter.conventions._values import mapping, text, texts
 from step_exporter.conventions.providers import provider
 from step_exporter.facts import RawSpan, Role
 
@@ -50,8 +50,7 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.stop_reason = draft.stop_reason or text(get("ai.response.finishReason")) or text(get("ai.finishReason"))
     if draft.role is Role.LLM:
         draft.request_id = draft.request_id or text(get("ai.response.id"))
-        milliseconds = number(get("ai.response.msToFirstChunk"))
-        draft.after_start(raw, None if milliseconds is None else milliseconds * 1e6)
+        draft.first_token_after(raw, get("ai.response.msToFirstChunk"), 1e6)
 
 
 def _fill_usage(raw: RawSpan, draft: Draft) -> None:

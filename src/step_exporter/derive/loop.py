@@ -149,11 +149,7 @@ class Loop:
     def _contribute_llm(self, node: Node) -> None:
         parent_id = node.parent_id
         if parent_id is not None:
-            family = self.tree.families[parent_id]
-            family.llms.add(node)
-            family.scopes[node.facts.scope_name] = family.scopes.get(node.facts.scope_name, 0) + 1
-            if node.facts.request_id is not None:
-                family.by_request_id.setdefault(node.facts.request_id, {})[node.facts.span_id] = node
+            self.tree.families[parent_id].add_llm(node)
             self._doubt_next(node)
         if node.context.llm is not None:
             node.llm_above = node.context.llm
@@ -164,14 +160,7 @@ class Loop:
         parent_id = node.parent_id
         if parent_id is not None:
             self._doubt_next(node)
-            family = self.tree.families[parent_id]
-            family.llms.remove(node)
-            if family.scopes[node.facts.scope_name] > 1:
-                family.scopes[node.facts.scope_name] -= 1
-            else:
-                del family.scopes[node.facts.scope_name]
-            if node.facts.request_id is not None:
-                del family.by_request_id[node.facts.request_id][node.facts.span_id]
+            self.tree.families[parent_id].remove_llm(node)
         if node.llm_above is not None:
             del node.llm_above.llm_kids[node.facts.span_id]
             self._llms[node.llm_above] = None

@@ -130,6 +130,24 @@ class Family:
         self.by_request_id: dict[str, dict[str, Node]] = {}
         self.scopes: dict[str, int] = {}  # of the LLM spans, and how many each has
 
+    def add_llm(self, node: Node) -> None:
+        """Take in a child's LLM span."""
+        facts = node.facts
+        self.llms.add(node)
+        self.scopes[facts.scope_name] = self.scopes.get(facts.scope_name, 0) + 1
+        if facts.request_id is not None:
+            self.by_request_id.setdefault(facts.request_id, {})[facts.span_id] = node
+
+    def remove_llm(self, node: Node) -> None:
+        """Let it go, as what it came."""
+        facts = node.facts
+        self.llms.remove(node)
+        self.scopes[facts.scope_name] -= 1
+        if not self.scopes[facts.scope_name]:
+            del self.scopes[facts.scope_name]
+        if facts.request_id is not None:
+            del self.by_request_id[facts.request_id][facts.span_id]
+
     def add(self, node: Node) -> None:
         """Take in a child."""
         span_id, role = node.facts.span_id, node.facts.role

@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, select, update
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
@@ -228,12 +228,10 @@ class Statements:
 
     def _into(self, table: str, columns: Sequence[str], at_once: bool) -> Any:
         """INSERT of one row or, at once, of the rows of arrays."""
-        insert = self._insert(TABLES[table])
+        insert, given = self._insert(TABLES[table]), _given(table, columns, at_once)
         if not at_once:
-            return insert.values(_given(table, columns, at_once=False))
-        from step_exporter.store.copying import arrays
-
-        return insert.from_select(columns, arrays(TABLES[table], columns), include_defaults=False)
+            return insert.values(given)
+        return insert.from_select(columns, select(*given.values()), include_defaults=False)
 
     def _known(self, columns: Sequence[str], rows: Collection[Row]) -> tuple[tuple[str, ...], Collection[Row]]:
         """Rows without the columns that are NULL in all of them. SQLite's driver looks for an adapter of each None that
@@ -278,7 +276,7 @@ def _given(table: str, names: Sequence[str], at_once: bool) -> Mapping[str, Colu
         return {name: bindparam(_GIVEN + name) for name in names}
     from step_exporter.store.copying import arrays
 
-    return dict(arrays(TABLES[table], names).subquery("given").c.items())
+    return dict(arrays(TABLES[table], names).c.items())
 
 
 def _keys(table: Table) -> list[str]:

@@ -19,14 +19,13 @@ from sqlalchemy import (
     DateTime,
     Engine,
     LargeBinary,
-    Select,
     Table,
+    TableValuedAlias,
     Text,
     bindparam,
     cast,
     event,
     func,
-    select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
@@ -129,10 +128,10 @@ class ArrayStatement:
         return tuple(literal(values) for literal, values in zip(self._literals, zip(*rows, strict=True), strict=True))
 
 
-def arrays(table: Table, columns: Sequence[str]) -> Select[Any]:
-    """The rows that an ``ArrayStatement`` is given, to insert from."""
+def arrays(table: Table, columns: Sequence[str]) -> TableValuedAlias:
+    """The rows that an ``ArrayStatement`` is given."""
     given = (cast(bindparam(name), ARRAY(_type(table, name))) for name in columns)
-    return select(func.unnest(*given).table_valued(*columns).render_derived())
+    return func.unnest(*given).table_valued(*columns).render_derived()
 
 
 def _type(table: Table, column: str) -> TypeEngine[Any]:

@@ -99,13 +99,7 @@ def delete_run(engine: Engine, caller: Caller, run_id: str, trace_id: str | None
     def work(conn: Connection, sql: Statements) -> int:
         found = _trace_of_run(conn, run_id, trace_id, caller.organization_id)
         _lock(conn, sql, found)
-        organizations.check_whole(conn, found, caller.organization_id)
-        of_run = select(_RUNS.c.organization_id).where(_RUNS.c.trace_id == found, _RUNS.c.id == run_id)
-        entry = Entry(_actor(caller, deleted_by), "delete", found, conn.scalar(of_run), run_id, {"kind": "run"})
-        audit.write(conn, entry)
-        derivation = derivation_of(conn, found)
-        _note_deletion(conn, sql, Deletion(found, "run", run_id), deleted_by)
-        _derive(conn, sql, found, derivation, [Deletion(found, "run", run_id)])
+        _delete_part(conn, sql, caller, Deletion(found, "run", run_id), _RUNS, deleted_by)
         conn.execute(delete(_RUNS).where(_RUNS.c.trace_id == found, _RUNS.c.id == run_id))
         return 1
 
@@ -118,12 +112,7 @@ def delete_step(engine: Engine, caller: Caller, step_id: str, trace_id: str | No
     def work(conn: Connection, sql: Statements) -> int:
         trace, step = reads.step_key(conn, step_id, trace_id, caller.organization_id)
         _lock(conn, sql, trace)
-        organizations.check_whole(conn, trace, caller.organization_id)
-        owner = conn.scalar(select(_STEPS.c.organization_id).where(_STEPS.c.trace_id == trace, _STEPS.c.id == step))
-        audit.write(conn, Entry(_actor(caller, deleted_by), "delete", trace, owner, step, {"kind": "step"}))
-        derivation = derivation_of(conn, trace)
-        _note_deletion(conn, sql, Deletion(trace, "step", step), deleted_by)
-        _derive(conn, sql, trace, derivation, [Deletion(trace, "step", step)])
+        _delete_part(conn, sql, caller, Deletion(trace, "step", step), _STEPS, deleted_by)
         return 1
 
     return patiently(engine, work)
@@ -229,6 +218,19 @@ def _forget(conn: Connection, sql: Statements, caller: Caller, trace_id: str, de
     purge(conn, [trace_id])
     conn.execute(delete(_DELETIONS).where(_DELETIONS.c.trace_id == trace_id))
     _note_deletion(conn, sql, Deletion(trace_id, "trace", trace_id), deleted_by)
+
+
+def _delete_part(
+    conn: Connection, sql: Statements, caller: Caller, deletion: Deletion, table: Table, deleted_by: str | None
+) -> None:
+    """Delete a run or a step of a trace, which is locked, by what follows from that."""
+    trace_id, kind, id_ = astuple(deletion)
+    organizations.check_whole(conn, trace_id, caller.organization_id)
+    owner = conn.scalar(select(table.c.organization_id).where(table.c.trace_id == trace_id, table.c.id == id_))
+    audit.write(conn, Entry(_actor(caller, deleted_by), "delete", trace_id, owner, id_, {"kind": kind}))
+    derivation = derivation_of(conn, trace_id)
+    _note_deletion(conn, sql, deletion, deleted_by)
+    _derive(conn, sql, trace_id, derivation, [deletion])
 
 
 def _note_deletion(conn: Connection, sql: Statements, deletion: Deletion, deleted_by: str | None) -> None:

@@ -252,15 +252,16 @@ class StepStore(_Reader):
         is deleted does not come back: late spans of a deleted trace are stored, but no step follows from them. Raises
         what ``find_trace`` and ``step`` do, ``InputError`` for other combinations.
         """
-        if [trace_id, run_id, step_id].count(None) == 3 and before is not None:
+        ids = [id_ for id_ in (trace_id, run_id, step_id) if id_ is not None]
+        if (before is None) != bool(ids) or (run_id is not None and step_id is not None):
+            raise InputError("delete what? Give a trace_id, a run_id or a step_id (of that trace), or before alone")
+        if before is not None:
             return self._write(editing.delete_before, self._caller(), before, by)
-        if before is None and step_id is not None and run_id is None:
+        if step_id is not None:
             return self._write(editing.delete_step, self._caller(), step_id, trace_id, by)
-        if before is None and run_id is not None and step_id is None:
+        if run_id is not None:
             return self._write(editing.delete_run, self._caller(), run_id, trace_id, by)
-        if before is None and trace_id is not None and step_id is None:
-            return self._write(editing.delete_trace, self._caller(), trace_id, by)
-        raise InputError("delete what? Give a trace_id, a run_id or a step_id (of that trace), or before alone")
+        return self._write(editing.delete_trace, self._caller(), trace_id or "", by)
 
     def prune(
         self,

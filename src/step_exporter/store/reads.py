@@ -100,17 +100,22 @@ _SELECT_MESSAGES = (
 def find_trace(conn: Connection, trace_id: str, organization_id: str | None = None) -> str:
     """The whole id of the one trace whose id begins so."""
     prefix = filters.check_trace_prefix(trace_id)
-    low, high = prefix.ljust(32, "0"), prefix.ljust(32, "f")
-    id_ = TRACES.c.trace_id  # no BETWEEN: SQLAlchemy writes the collation of a parameter where PostgreSQL refuses it
-    statement = select(id_).where(id_ >= low, id_ <= high).order_by(id_).limit(MAX_CANDIDATES + 1)
-    if organization_id is not None:
-        statement = statement.where(organizations.has_part_of(id_, organization_id))
-    found = conn.scalars(statement).all()
+    found = traces_named(conn, prefix, MAX_CANDIDATES + 1, organization_id)
     if not found:
         raise NotFoundError(f"there is no trace {prefix}" + ("" if len(prefix) == 32 else "…"))
     if len(found) > 1:
         raise AmbiguousIdError(f"several traces begin with {prefix}: {_listed(found)}")
     return found[0]
+
+
+def traces_named(conn: Connection, prefix: str, limit: int, organization_id: str | None = None) -> Sequence[str]:
+    """The ids of the first traces whose ids begin so, by ``check_trace_prefix``."""
+    low, high = prefix.ljust(32, "0"), prefix.ljust(32, "f")
+    id_ = TRACES.c.trace_id  # no BETWEEN: SQLAlchemy writes the collation of a parameter where PostgreSQL refuses it
+    statement = select(id_).where(id_ >= low, id_ <= high).order_by(id_).limit(limit)
+    if organization_id is not None:
+        statement = statement.where(organizations.has_part_of(id_, organization_id))
+    return conn.scalars(statement).all()
 
 
 def trace(conn: Connection, trace_id: str, organization_id: str | None = None) -> TraceRecord:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, event, select
 
 from step_exporter.models import utc_datetime
-from step_exporter.store import filters, organizations, outline, reads
+from step_exporter.store import filters, outline, reads
 from step_exporter.store.cost import Cost, CostSum, Price, installed_price_table
 from step_exporter.store.engine import DatabaseURL
 from step_exporter.store.filters import RunFilter
@@ -19,7 +19,7 @@ from step_exporter.store.load import StoredSpan
 from step_exporter.store.outline import Outline, OutlineStep
 from step_exporter.store.processes import Finder
 from step_exporter.store.query import StepStore
-from step_exporter.store.reads import METRICS, STEPS, STEPS_WITH_METRICS, TRACES
+from step_exporter.store.reads import METRICS, STEPS, STEPS_WITH_METRICS
 from step_exporter.store.records import Page, RunRecord
 from step_exporter.store.tools import ToolStatsRecord, tool_stats
 
@@ -113,7 +113,7 @@ class PageStore(StepStore):
 
     def traces_named(self, prefix: str) -> Sequence[str]:
         """The ids of the traces that begin so, at most ``MAX_NAMED``; ``prefix`` has 4 to 32 hexadecimal digits."""
-        return self._run(_traces_named, filters.check_trace_prefix(prefix), self._organization_id)
+        return self._run(reads.traces_named, filters.check_trace_prefix(prefix), MAX_NAMED, self._organization_id)
 
     def span(self, trace_id: str, span_id: str) -> StoredSpan:
         """One span with all that it holds. Raises ``NotFoundError``."""
@@ -164,14 +164,6 @@ class PageStore(StepStore):
                 )
             )
         return total
-
-
-def _traces_named(conn: Connection, prefix: str, organization_id: str | None) -> Sequence[str]:
-    id_ = TRACES.c.trace_id
-    query = select(id_).where(id_ >= prefix.ljust(32, "0"), id_ <= prefix.ljust(32, "f")).order_by(id_).limit(MAX_NAMED)
-    if organization_id is not None:
-        query = query.where(organizations.has_part_of(id_, organization_id))
-    return conn.scalars(query).all()
 
 
 def _run_page(
