@@ -76,6 +76,7 @@ def test_keys_lead_from_the_runs_to_a_step_and_back(page: Any, server: Server) -
     page.keyboard.press("Enter")
     page.wait_for_selector(".row")
     page.wait_for_selector("#detail h2")
+    page.wait_for_load_state("domcontentloaded")  # the server wrote that; keys are heard once the script has run
     for key in "jj":
         page.keyboard.press(key)
     page.keyboard.press("Enter")
