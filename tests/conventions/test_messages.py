@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from step_exporter.conventions import _values
 from step_exporter.conventions import messages as reading
 from step_exporter.conventions.content import CONTENT_KEYS, Contents, take_apart
 from step_exporter.conventions.messages import read_messages
@@ -660,8 +661,8 @@ def test_nesting_beyond_every_limit_gives_no_error() -> None:
 
 def test_a_prompt_that_would_take_python_3_11_seconds_to_parse_is_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[str] = []
-    evaluate = reading.ast.literal_eval
-    monkeypatch.setattr(reading.ast, "literal_eval", lambda text: evaluated.append(text) or evaluate(text))
+    evaluate = _values.ast.literal_eval
+    monkeypatch.setattr(_values.ast, "literal_eval", lambda text: evaluated.append(text) or evaluate(text))
     code = "['" + "f'{x}' + " * 5_000 + "']"
     assert [message.text for message in reading._messages(reading._decode(code), "user")] == [code]
     assert evaluated == []

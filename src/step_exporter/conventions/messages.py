@@ -11,7 +11,6 @@ one of the two only), arguments are canonical JSON, and the pieces of one reply 
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from msgspec.json import decode as json_decode
 from msgspec.structs import replace
 
 from step_exporter.conventions import genai_message
+from step_exporter.conventions._values import literal
 from step_exporter.conventions.clean import is_clean, visible
 from step_exporter.conventions.content import Contents, chain, decoder, edges, element_text
 from step_exporter.conventions.genai_message import Call, GenAIMessage, Text
@@ -140,10 +140,6 @@ _REPR = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 _MAX_DEPTH = 12
 """How deeply messages lie in wrappers; LangChain's ``generations`` are at depth 5."""
 _MAX_REPR = 1_000_000
-_F_STRING = re.compile(r"\b[rR]?[fF][rR]?['\"]")
-_MAX_F_STRING = 32_000
-"""Python 3.11 takes the square of its length to parse an f-string, which is no literal: 1.3 s for 150,000 characters. A
-longer text in which anything looks like one is not parsed."""
 _CACHED_CHARS = 8_000_000
 
 _Object = Mapping[str, Any]
@@ -835,14 +831,10 @@ def _decode(text: str) -> Any:
         return decoder.decode(text)
     except (ValueError, RecursionError):
         pass
-    if (
-        head in ("[{", "{'", "['")
-        and "'" in text
-        and (len(text) <= _MAX_F_STRING or (len(text) <= _MAX_REPR and not _F_STRING.search(text)))
-    ):
+    if head in ("[{", "{'", "['") and "'" in text and (found := literal(text, _MAX_REPR)) is not None:
         try:
-            return _plain(ast.literal_eval(text))
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return _plain(found)
+        except (ValueError, RecursionError, TypeError):
             pass
     return text
 
