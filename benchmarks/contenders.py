@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import multiprocessing
 import sqlite3
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,98 @@ def raw_steps(precomputed: list[Rows]) -> Contender:
 
 def raw_folding() -> Contender:
     return RawSqlite("raw sqlite3, spans + steps folded in Python", lambda number, batch: fold(batch))
+
+
+TableRows = dict[str, list[tuple[Any, ...]]]
+"""Rows by table."""
+TableColumns = dict[str, tuple[list[str], list[str]]]
+"""By table: the columns of its rows, and those of the primary key."""
+
+
+def make_our_tables(url: str) -> None:
+    """Our schema, in an empty database."""
+    from step_exporter.store.engine import create_sync_engine
+    from step_exporter.store.schema import ensure_schema
+
+    engine = create_sync_engine(url)
+    ensure_schema(engine)
+    engine.dispose()
+
+
+def export_all(url: str, batches: Sequence[Sequence[ReadableSpan]]) -> None:
+    """Let our exporter write the batches."""
+    from step_exporter import StepSpanExporter
+
+    exporter = StepSpanExporter(url, record="all")
+    for batch in batches:
+        exporter.export(batch)
+    exporter.shutdown()
+
+
+def rows_of_ours(
+    execute: Callable[[str], Any], batches: Sequence[Sequence[ReadableSpan]]
+) -> tuple[list[TableRows], TableColumns]:
+    """Every row that ``export_all`` left in a database, by the batch in which its trace is complete."""
+    from step_exporter.models import Base
+
+    complete = {f"{span.context.trace_id:032x}": n for n, batch in enumerate(batches) for span in batch}  # pyright: ignore
+    rows: list[TableRows] = [{} for _ in batches]
+    columns: TableColumns = {}
+    for table in Base.metadata.sorted_tables:
+        is_shared = table.name in ("organizations", "providers")
+        if not is_shared and "trace_id" not in table.columns:
+            continue
+        names = [column.name for column in table.columns]
+        found: list[tuple[Any, ...]] = execute(f"SELECT {', '.join(names)} FROM {table.name}").fetchall()
+        if not found:
+            continue
+        known = [at for at in range(len(names)) if any(row[at] is not None for row in found)]
+        columns[table.name] = [names[at] for at in known], [column.name for column in table.primary_key]
+        at_trace = None if is_shared else names.index("trace_id")
+        for row in found:
+            number = 0 if at_trace is None else complete[row[at_trace]]
+            rows[number].setdefault(table.name, []).append(tuple(row[at] for at in known))
+    return rows, columns
+
+
+class OurRows(_Local):
+    """Hand-written sqlite3 that puts every row of ours, made beforehand, into our tables: nothing that keeps the same
+    rows does less."""
+
+    name = "raw sqlite3, all of our rows"
+
+    def __init__(self, rows: list[TableRows], columns: TableColumns) -> None:
+        self._rows = rows
+        self._inserts = {
+            table: f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+            for table, (names, _) in columns.items()
+        }
+
+    def open(self, directory: Path) -> None:
+        path = directory / "rows.db"
+        make_our_tables(f"sqlite:///{path}")
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+
+    def write(self, number: int, batch: Sequence[ReadableSpan]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        for table, rows in self._rows[number].items():
+            self._connection.executemany(self._inserts[table], rows)
+        self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def our_rows(batches: Sequence[Sequence[ReadableSpan]]) -> Callable[[], Contender]:
+    """``OurRows`` of these batches."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "steps.db"
+        export_all(f"sqlite:///{path}", batches)
+        connection = sqlite3.connect(path)
+        rows, columns = rows_of_ours(connection.execute, batches)
+        connection.close()
+    return lambda: OurRows(rows, columns)
 
 
 class Exporting(_Local):
@@ -215,12 +308,14 @@ class Otlp:
         self._server.join()
 
 
-def available(precomputed: list[Rows]) -> dict[str, Callable[[], Contender]]:
-    """All contenders on this machine, by name."""
+def available(batches: Sequence[Sequence[ReadableSpan]]) -> dict[str, Callable[[], Contender]]:
+    """All contenders on this machine, for these batches, by name."""
+    precomputed = [fold(batch) for batch in batches]
     makers: list[Callable[[], Contender]] = [
         lambda: raw_steps(precomputed),
         raw_spans,
         raw_folding,
+        our_rows(batches),
         google_adk,
         Otlp,
         ours,

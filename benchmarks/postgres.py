@@ -160,28 +160,19 @@ def _upsert(
     )
 
 
-def _our_schema(uri: str) -> None:
-    from step_exporter.store.engine import create_sync_engine
-    from step_exporter.store.schema import ensure_schema
-
-    engine = create_sync_engine(uri)
-    ensure_schema(engine)
-    engine.dispose()
-
-
 class OurRows(_OnServer):
     """The same for all rows of our tables, once each, in the batch in which their trace is complete."""
 
     name = "psycopg COPY + upsert, all of our rows"
 
-    def __init__(self, server: Server, rows: list[dict[str, list[tuple[Any, ...]]]], columns: dict[str, Any]) -> None:
+    def __init__(self, server: Server, rows: list[contenders.TableRows], columns: contenders.TableColumns) -> None:
         super().__init__(self.name, server)
         self._rows = rows
         self._columns = columns
 
     def open(self, directory: Path) -> None:
         self._uri = self.server.database()
-        _our_schema(self._uri)
+        contenders.make_our_tables(self._uri)
         self._connection = psycopg.connect(self._uri)
         for table in self._columns:
             self._connection.execute(f"CREATE TEMP TABLE new_{table} (LIKE {table}) ON COMMIT DELETE ROWS")  # pyright: ignore
@@ -247,31 +238,10 @@ class OurProcessor(contenders.OurProcessor):
 
 def _rows_of_ours(server: Server, batches: Sequence[Sequence[ReadableSpan]]) -> Callable[[], Contender]:
     """Let our exporter write the batches, and read what it wrote."""
-    from step_exporter import StepSpanExporter
-    from step_exporter.models import Base
-
     uri = server.database()
-    exporter = StepSpanExporter(uri, record="all")
-    complete: dict[str, int] = {}
-    for number, batch in enumerate(batches):
-        exporter.export(batch)
-        complete.update({f"{span.context.trace_id:032x}": number for span in batch})  # pyright: ignore
-    exporter.shutdown()
-    rows: list[dict[str, list[tuple[Any, ...]]]] = [{} for _ in batches]
-    columns: dict[str, Any] = {}
+    contenders.export_all(uri, batches)
     with psycopg.connect(uri) as connection:
-        kept = {"organizations", "providers"} | {t.name for t in Base.metadata.tables.values() if "trace_id" in t.c}
-        for table in Base.metadata.sorted_tables:
-            names = [column.name for column in table.columns]
-            keys = [column.name for column in table.primary_key]
-            found = connection.execute(f"SELECT {', '.join(names)} FROM {table.name}").fetchall()  # pyright: ignore
-            if not found or table.name not in kept:
-                continue
-            columns[table.name] = names, keys
-            at = names.index("trace_id") if "trace_id" in names else None
-            for row in found:
-                number = complete[row[at]] if at is not None else 0
-                rows[number].setdefault(table.name, []).append(row)
+        rows, columns = contenders.rows_of_ours(connection.execute, batches)  # pyright: ignore
     server.drop(uri)
     return lambda: OurRows(server, rows, columns)
 
@@ -297,7 +267,7 @@ def _spans_per_second(server: Server, workload_name: str, count: int, processes:
     context = multiprocessing.get_context("spawn")
     barrier, times = context.Barrier(processes), context.Queue()
     uri = server.database()
-    _our_schema(uri)
+    contenders.make_our_tables(uri)
     arguments = (uri, workload_name, count, barrier, times)
     children = [context.Process(target=_export, args=arguments, daemon=True) for _ in range(processes)]
     for child in children:

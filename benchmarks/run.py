@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contenders, harness, workload
-from benchmarks.fold import fold
 
 _BATCHES = {"none": 61, "1k": 61, "20k": 21, "loop": 31}
 """The first is not counted. 20 KiB messages would fill the memory otherwise."""
@@ -37,7 +36,7 @@ def main() -> None:
     for name in arguments.workloads.split(","):
         count = arguments.batches + 1 if arguments.batches else _BATCHES[name]
         batches = list(workload.batches(workload.spans(name, count * workload.BATCH)))
-        makers = contenders.available([fold(batch) for batch in batches])
+        makers = contenders.available(batches)
         wanted = {contenders.BASE, *harness.selected(makers, arguments.only)}
         figures = harness.measure(
             [make for contender, make in makers.items() if contender in wanted],
