@@ -307,6 +307,8 @@ _NEXT_ITEM = (',{"role"', ', {"role"')
 _MAX_BRACES = 32
 """Braces in an item that are looked at, to guess where it ends; then the rest is taken for it."""
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+ONE_ITEM = ("json", "=[", "", "=]")
+"""The form of a JSON array of one item."""
 
 
 def _number(digits: str) -> float | int:
@@ -625,6 +627,8 @@ def _split_text(text: str, taking: _Taking) -> ContentValue | None:
         start, separator, elements, end = known.start, known.separator, list(known.elements), len(known.text)
         parent, longest, has_escapes = elements[-1].hash, known.longest, known.has_escapes
     else:
+        if text.startswith("[{") and text.endswith("}]") and (only := _one_item(text[1:-1], taking)) is not None:
+            return only
         start = end = 1 if text.startswith("[{") else _array_start(text)
         separator, elements, parent, longest, has_escapes = None, list[Content](), None, 0, False
         if not start:
@@ -669,6 +673,16 @@ def _split_text(text: str, taking: _Taking) -> ContentValue | None:
     sides = {edge.hash: edge for edge in (opening, closing) if isinstance(edge, Content)}
     form = ("json", _edge_name(opening), separator or "", _edge_name(closing))
     return ContentValue(form, (*elements, *sides.values()))
+
+
+def _one_item(item: str, taking: _Taking) -> ContentValue | None:
+    """What ``_split_text`` gives for an array of one GenAI message, as nearly all answers are; None for another."""
+    message = genai_message.parse(item)
+    if message is None:
+        return None
+    element = taking.element(item, None)
+    taking.parsed[element.hash] = message
+    return ContentValue(ONE_ITEM, (element,))
 
 
 def _item(text: str, begin: int, is_array: bool) -> tuple[Any, str]:

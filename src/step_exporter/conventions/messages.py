@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from step_exporter.conventions import genai_message
 from step_exporter.conventions._values import literal
 from step_exporter.conventions.clean import is_clean, visible
-from step_exporter.conventions.content import Contents, chain, decoder, edges, element_text
+from step_exporter.conventions.content import ONE_ITEM, Contents, chain, decoder, edges, element_text
 from step_exporter.conventions.genai_message import Call, GenAIMessage, Text
 from step_exporter.facts import Content, ContentValue, Message, RawSpan, ToolCall, Value
 
@@ -202,15 +202,14 @@ def _first(
 
 
 _CALLS_OF_LITELLM = "gen_ai.completion."
-_ONE_ITEM = ("json", "=[", "", "=]")
 
 
 def _one_message(contents: Contents, key: str, role: str) -> Message | None:
     """The message of a JSON array of one, as nearly all answers are; None of any other."""
     value = contents.attributes.get(key)
-    if value is None or value.form != _ONE_ITEM:
+    if value is None or value.form != ONE_ITEM:
         return None
-    messages = _read_element(value.elements[0], "json", role, contents.parsed)
+    messages = _new_element(value.elements[0], "json", role, contents.parsed)
     if len(messages) != 1 or messages[0].role == "tool":
         return None
     return messages[0] if messages[0].text or messages[0].tool_calls else None
@@ -390,24 +389,13 @@ def _read_value(value: ContentValue, role: str, parsed: dict[str, Any]) -> list[
 
 
 def _read_element(element: Content, form: str, role: str, parsed: dict[str, Any]) -> tuple[Message, ...]:
-    """The messages of one element, which is perhaps parsed already. Remembered by hash, so that a message is read once
-    and not in every prompt that repeats it; emptied at a bound of characters. A race of two threads costs a second
-    reading."""
+    """The messages of one element. Remembered by hash, so that a message is read once and not in every prompt that
+    repeats it; emptied at a bound of characters. A race of two threads costs a second reading."""
     global _cached_chars
     key = (element.hash, form, role)
     found = _cache.get(key)
     if found is None:
-        decoded = parsed.pop(element.hash, None)
-        if decoded is None:
-            decoded = genai_message.parse(element_text(element))
-        found = _genai_messages(decoded, element.hash) if isinstance(decoded, GenAIMessage) else ()
-        if not found:
-            if decoded is None or isinstance(decoded, GenAIMessage):
-                decoded = _decode(element_text(element))
-            if form == "indexed" and isinstance(decoded, dict):
-                decoded = _nested(cast("_Object", decoded))
-            found = _messages(decoded, role)
-        found = tuple([_from_content(message, element.hash) for message in found])
+        found = _new_element(element, form, role, parsed)
         if _cached_chars > _CACHED_CHARS:
             _cache.clear()
             _prompts.clear()
@@ -415,6 +403,25 @@ def _read_element(element: Content, form: str, role: str, parsed: dict[str, Any]
         _cached_chars += len(element.body) + 500
         _cache[key] = found
     return found
+
+
+def _new_element(element: Content, form: str, role: str, parsed: dict[str, Any]) -> tuple[Message, ...]:
+    """The messages of one element, which is perhaps parsed already."""
+    decoded = parsed.pop(element.hash, None)
+    if decoded is None:
+        decoded = genai_message.parse(element_text(element))
+    found: Sequence[Message] = ()
+    if isinstance(decoded, GenAIMessage):
+        found = _genai_messages(decoded, element.hash)
+        if not found:
+            decoded = None
+    if not found:
+        if decoded is None:
+            decoded = _decode(element_text(element))
+        if form == "indexed" and isinstance(decoded, dict):
+            decoded = _nested(cast("_Object", decoded))
+        found = _messages(decoded, role)
+    return tuple([_from_content(message, element.hash) for message in found])
 
 
 def _from_content(message: Message, content_hash: str | None) -> Message:

@@ -250,7 +250,11 @@ def _encoded(attributes: Mapping[str, AttributeValue], contents: Contents) -> st
         except TypeError:
             pass
         else:
-            if "null" not in text and text.count('{"$') == len(placeholders) and "\\u0000" not in text:
+            if (
+                "null" not in text
+                and text.count('{"$') == len(placeholders)
+                and ("\\" not in text or "\\u0000" not in text)
+            ):
                 return text
     return values.encode(_without_content(attributes, contents), placeholders)
 
