@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from step_exporter import environment
-from step_exporter.conventions.content import strip
+from step_exporter.conventions import without_content
 from step_exporter.errors import ConfigurationError, DatabaseError, EncryptionError, StepExporterError
 from step_exporter.facts import REDACTION_FAILED, RawSpan
 from step_exporter.forks import rest_while_forking
@@ -139,6 +139,7 @@ class StepSpanExporter(SpanExporter):
             url: A SQLite or PostgreSQL URL, or the path of a SQLite file. Default: ``OTEL_EXPORTER_STEPS_URL``, else
                 ``sqlite:///steps.db``.
             content: ``"off"`` stores no prompt, answer, tool argument or result, no error message and no traceback.
+                All else stays the same.
                 Default: ``OTEL_EXPORTER_STEPS_CONTENT``, else ``"on"``.
             redact: Is given the name of an attribute and each text in it, and returns the text to store.
             record: ``"all"`` also keeps spans of local trees without an agent, LLM request or tool. Default:
@@ -345,7 +346,7 @@ class StepSpanExporter(SpanExporter):
     def _prepared(self, raws: list[RawSpan], settings: _Settings) -> list[RawSpan]:
         """The spans as they may be stored."""
         if not settings.content:
-            raws = [strip(raw) for raw in raws]
+            raws = [without_content(raw) for raw in raws]
         if settings.redact is not None:
             raws = [redacted(raw, settings.redact, self._redaction_failed) for raw in raws]
         return raws

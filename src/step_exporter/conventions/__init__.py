@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
+from msgspec.structs import replace
+
 from step_exporter.conventions import (
     agent_framework,
     agentops,
@@ -19,6 +21,7 @@ from step_exporter.conventions import (
     content,
     failures,
     frameworks,
+    from_content,
     genai,
     genai_plain,
     genkit,
@@ -43,7 +46,7 @@ from step_exporter.conventions._draft import Draft, freeze, plain
 from step_exporter.conventions.content import Contents
 from step_exporter.facts import RawSpan, Role, SpanFacts
 
-__all__ = ["plain", "read"]
+__all__ = ["plain", "read", "without_content"]
 
 _BESIDES_GENAI = frozenset[str]().union(
     native.MARKERS,
@@ -103,6 +106,24 @@ def read(raw: RawSpan, contents: Contents | None = None) -> SpanFacts:
         raw: The span as it arrived.
         contents: Its content values taken apart, where that was done already; messages are read from them.
     """
+    facts = _read(raw, contents)
+    if from_content.ATTRIBUTE in raw.attributes:
+        return from_content.restored(facts, raw.attributes[from_content.ATTRIBUTE])
+    return facts
+
+
+def without_content(raw: RawSpan) -> RawSpan:
+    """The span without any content, as ``content.strip`` has it. What only its content told of names, ids and counts is
+    kept in an attribute of ours."""
+    bare = content.strip(raw)
+    try:
+        told = from_content.kept(_read(raw, None), _read(bare, None))
+    except Exception:  # a bug in a reader, which is said when it reads what is left
+        return bare
+    return bare if told is None else replace(bare, attributes={**bare.attributes, from_content.ATTRIBUTE: told})
+
+
+def _read(raw: RawSpan, contents: Contents | None) -> SpanFacts:
     attributes = raw.attributes
     found: Sequence[ModuleType] = ()
     native_too = False
