@@ -1,4 +1,4 @@
-"""From the SDK's ``ReadableSpan`` to ``RawSpan``, by its public attributes only."""
+"""From the SDK's ``ReadableSpan`` to ``RawSpan``, by its public attributes."""
 
 from __future__ import annotations
 
@@ -40,12 +40,28 @@ class _ByIdentity(Generic[K, V]):
         return known[1]
 
 
+class _LastAsHex:
+    """Writes ids, and remembers the last: most spans have the trace, and often the parent, of the span before."""
+
+    def __init__(self, digits: int) -> None:
+        self._format = f"0{digits}x"
+        self._number = -1
+        self._text = ""
+
+    def __call__(self, number: int) -> str:
+        if number != self._number:
+            self._number, self._text = number, format(number, self._format)
+        return self._text
+
+
 class SpanConverter:
     """Converts spans of the SDK. Not thread-safe."""
 
     def __init__(self) -> None:
         self._resource = _ByIdentity(_resource)
         self._scope = _ByIdentity(_scope)
+        self._trace_id = _LastAsHex(32)
+        self._parent_id = _LastAsHex(16)
 
     def __call__(self, span: ReadableSpan) -> RawSpan:
         """The span as plain values. It has ended: only such spans are exported."""
@@ -53,14 +69,15 @@ class SpanConverter:
         parent = span.parent
         status = span.status
         scope = span.instrumentation_scope
-        events = span.events
-        links = span.links
+        # The SDK takes 1 µs to say that a span has neither events nor links, a quarter of all here.
+        events = span.events if getattr(span, "_events", True) else ()
+        links = span.links if getattr(span, "_links", True) else ()
         kind, code = span.kind, status.status_code
         state = context.trace_state if context is not None else None
         return RawSpan(  # by position: 20 keywords cost 1 µs
-            f"{context.trace_id:032x}" if context is not None else "",
+            self._trace_id(context.trace_id) if context is not None else "",
             f"{context.span_id:016x}" if context is not None else "",
-            f"{parent.span_id:016x}" if parent is not None else None,
+            self._parent_id(parent.span_id) if parent is not None else None,
             span.name,
             # The hash of an enum's member is Python code, 0.3 µs: what most spans are is told by identity.
             "internal" if kind is _INTERNAL else "client" if kind is _CLIENT else kind.name.lower(),
