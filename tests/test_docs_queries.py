@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Connection, bindparam, text
 
 from step_exporter.facts import RawSpan, Resource
@@ -75,17 +77,26 @@ def agent_trace(trace: str, agent: str, failed: bool) -> list[RawSpan]:
     ]
 
 
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Connection]:
-    """A run that succeeds, and one that fails on its tool and was disliked."""
+@contextmanager
+def written(database_url: str, spans: list[RawSpan]) -> Iterator[Connection]:
+    """A database with these spans more."""
     engine = create_sync_engine(database_url)
     ensure_schema(engine)
-    Writer(engine).write(agent_trace(GOOD, "weather", failed=False) + agent_trace(BAD, "travel", failed=True))
-    with StepStore(database_url) as store:
-        store.feedback(f"{2:016x}", "negative", trace_id=BAD)
+    Writer(engine).write(spans)
     with engine.connect() as conn:
         yield conn
     engine.dispose()
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Connection]:
+    """A run that succeeds, and one that fails on its tool and was disliked."""
+    with written(
+        database_url, agent_trace(GOOD, "weather", failed=False) + agent_trace(BAD, "travel", failed=True)
+    ) as conn:
+        with StepStore(database_url) as store:
+            store.feedback(f"{2:016x}", "negative", trace_id=BAD)
+        yield conn
 
 
 def ask(conn: Connection, number: int) -> list[dict[str, Any]]:
@@ -118,7 +129,9 @@ def test_the_questions_are_answered(conn: Connection) -> None:
     assert ask(conn, 5) == [{"name": "execute_tool look", "calls": 2, "failures": 1}]
 
     [after_tool] = ask(conn, 6)
-    assert (after_tool["agent_name"], after_tool["tool"]) == ("travel", "execute_tool look")
+    assert (after_tool["agent_name"], after_tool["trace_id"]) == ("travel", BAD)
+    step = conn.execute(text("SELECT span_id FROM steps WHERE id = :id"), {"id": after_tool["step_id"]}).scalar_one()
+    assert step == f"{2:016x}"
 
     waits = {row["agent_name"]: (float(row["llm_ms"]), float(row["tools_ms"])) for row in ask(conn, 7)}
     assert waits == {"weather": (300, 310), "travel": (100, 310)}
@@ -135,3 +148,39 @@ def test_the_questions_are_answered(conn: Connection) -> None:
         ("weather", 2, 2),
         ("travel", 1, 2),
     ]
+
+
+def test_unknown_counts_and_times_are_no_error_and_no_zero(database_url: str) -> None:
+    trace = "c" * 32
+    spans = [
+        chat(trace, 2, 0, 0, "m", 0, None, "nothing is known"),
+        chat(trace, 3, 10, 10, "n", 100, 50, "half of it"),
+        chat(trace, 4, 20, 20, "n", 100, None, "unknown"),
+    ]
+    unknown = replace(spans[0], attributes={"gen_ai.operation.name": "chat", "gen_ai.request.model": "m"})
+    with written(database_url, [unknown]) as conn:
+        assert [(row["total_tokens"], row["percent"]) for row in ask(conn, 2)] == [(0, None)]
+        assert [row["llm_percent"] for row in ask(conn, 7)] == [None]
+        assert ask(conn, 8) == []
+    with written(database_url, spans[1:]) as conn:
+        assert [float(row["percent"]) for row in ask(conn, 8)] == [50]
+
+
+def test_runs_are_told_apart_and_a_call_that_two_saw_is_one(database_url: str) -> None:
+    trace = "d" * 32
+    agent = {"operation__name": "invoke_agent"}
+    tool = {"operation__name": "execute_tool", "tool__name": "look"}
+    spans = [
+        span(trace, 1, None, 0, 900, "invoke_agent searcher", agent__name="searcher", **agent),
+        chat(trace, 2, 0, 100, "m", 10, None, "look"),
+        span(trace, 3, 1, 100, 400, "execute_tool look", failed=True, **tool),
+        span(trace, 4, 3, 110, 390, "execute_tool look", failed=True, **tool),
+        chat(trace, 5, 500, 600, "m", 10, None, "it failed"),
+        span(trace, 6, None, 0, 900, "invoke_agent writer", failed=True, agent__name="writer", **agent),
+        replace(chat(trace, 7, 0, 100, "m", 40, None, "write"), parent_span_id=f"{6:016x}"),
+    ]
+    with written(database_url, spans) as conn:
+        assert ask(conn, 6) == []
+        assert [(row["name"], row["calls"]) for row in ask(conn, 4)] == [("execute_tool look", 1)]
+        assert [(row["calls"], row["failures"]) for row in ask(conn, 5)] == [(1, 1)]
+        assert {row["agent_name"]: row["most"] for row in ask(conn, 3)} == {"searcher": 40, "writer": 50}
