@@ -62,7 +62,7 @@ def test_counts_times_and_tokens_by_group(database_url: str, engine: Engine) -> 
         assert gpt.ttft_ns == Percentiles(4, 2, 4, 4)
         assert gpt.tool_execution_ns is None
         assert (gpt.prompt_tokens, gpt.completion_tokens, gpt.total_tokens) == (6000, 5050, 11_050)
-        assert (gpt.cached_input_tokens, gpt.reasoning_tokens) == (1000, 0)
+        assert (gpt.cached_input_tokens, gpt.reasoning_tokens) == (1000, None)
         assert gpt.tokens_per_step == Percentiles(100, 110, 155, 159)
         assert gpt.tokens_per_second == Percentiles(100, 100.0, 190.0, 198.0)
         assert (other.group, other.count, other.step_ns) == ({"model": "other"}, 1, None)

@@ -30,6 +30,8 @@ def test_runs_traces_messages_and_statistics(server: Server) -> None:
     assert len(server.get(f"/api/traces/{TRACE}/messages").json["items"]) == 1
     (group,) = server.get("/api/stats?by=model&by=agent").json["items"]
     assert (group["group"], group["count"]) == ({"model": "gpt-5", "agent": "helper"}, 2)
+    assert (group["step_ns"]["count"], group["cached_input_tokens"]) == (2, None)
+    assert not any(name.endswith("_text") for name in group)
 
 
 def test_statistics_of_tools(server: Server) -> None:
@@ -108,4 +110,7 @@ def test_the_document_describes_every_operation(server: Server) -> None:
         if "get" in operations:
             answer = server.get(path.format(step_id=step["id"], trace_id=TRACE))
             assert answer.status == 200, path
-    assert set(document["components"]["schemas"]["Step"]["properties"]) == set(step)
+    (stats,) = server.get("/api/stats").json["items"]
+    (tool,) = server.get("/api/stats/tools").json["items"]
+    for name, found in (("Step", step), ("Stats", stats), ("ToolStats", tool)):
+        assert set(document["components"]["schemas"][name]["properties"]) == set(found)

@@ -9,9 +9,10 @@ UTC-aware. ``None`` means unknown.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import orjson
@@ -33,18 +34,26 @@ class Record:
         """The record as values that JSON can hold: times of day as ISO 8601, sequences as lists, attributes
         with what JSON lacks (bytes, NaN) in the escapes of ``store.values``.
 
-        ``js=True`` is for JavaScript, whose numbers are exact only to 2^53: beside every ``*_ns`` stands
-        ``*_ns_text``, the same integer in decimal text.
+        ``js=True`` is for JavaScript, whose numbers are exact only to 2^53: beside every integer ``*_ns`` stands
+        ``*_ns_text``, the same in decimal text.
         """
         names = [field.name for field in fields(self)]  # pyright: ignore[reportArgumentType]  # all are dataclasses
-        return _plain_fields(((name, getattr(self, name)) for name in names), js)
+        exact = nanoseconds(type(self)) if js else ()
+        return _plain_fields(((name, getattr(self, name)) for name in names), js, exact)
 
 
-def _plain_fields(pairs: Iterable[tuple[str, Any]], js: bool) -> dict[str, Any]:
+@cache
+def nanoseconds(record: type[Record]) -> frozenset[str]:
+    """The fields of a record that are integers of nanoseconds, and no percentiles of such."""
+    kinds = {field.name: str(field.type) for field in fields(record)}  # pyright: ignore[reportArgumentType]
+    return frozenset(name for name, kind in kinds.items() if name.endswith("_ns") and kind.startswith("int"))
+
+
+def _plain_fields(pairs: Iterable[tuple[str, Any]], js: bool, exact: Container[str]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in pairs:
         plain[name] = orjson.loads(encode(value)) if name == "attributes" else _plain(value, js)
-        if js and name.endswith("_ns"):
+        if name in exact:
             plain[name + "_text"] = None if value is None else str(value)
     return plain
 
@@ -59,7 +68,7 @@ def _plain(value: Any, js: bool) -> Any:
     if isinstance(value, Record):
         return value.to_dict(js=js)
     if isinstance(value, Event | Link | Resource | Scope):
-        return _plain_fields(asdict(value).items(), js)
+        return _plain_fields(asdict(value).items(), js, ("time_ns",) if js else ())
     return [_plain(entry, js) for entry in value]
 
 

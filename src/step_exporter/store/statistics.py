@@ -76,8 +76,9 @@ class StatsRecord(Record):
     completion_tokens: int
     """Reasoning tokens included."""
     total_tokens: int
-    cached_input_tokens: int
-    reasoning_tokens: int
+    cached_input_tokens: int | None
+    """Of the steps of which it is known; None where there is none, as for the next."""
+    reasoning_tokens: int | None
     tokens_per_step: Percentiles | None
     tokens_per_second: Percentiles | None
     """Completion tokens per second of LLM time, of each step that has both."""
@@ -156,7 +157,7 @@ class _Sums:
         self.count = 0
         self.failed = 0
         self.times: list[array[int]] = [array("q") for _ in _TIMES]
-        self.tokens = [0] * len(_TOKENS)
+        self.tokens: list[int | None] = [None] * len(_TOKENS)
         self.per_step: array[int] = array("q")
         self.per_second: array[float] = array("d")
         self.cost = CostSum()
@@ -170,7 +171,9 @@ class _Sums:
         for values, column in zip(self.times, times, strict=True):
             values.extend([value for value in column if value is not None])
         for at, column in enumerate(tokens):
-            self.tokens[at] += sum(filter(None, column))
+            known = sum(filter(None, column))
+            if known or any(value is not None for value in column):
+                self.tokens[at] = (self.tokens[at] or 0) + known
         _, completion, total, *_ = tokens
         self.per_step.extend(filter(None, total))
         self.per_second.extend(
@@ -194,9 +197,9 @@ class _Sums:
             llm_request_ns=llm_request_ns,
             tool_execution_ns=tool_execution_ns,
             ttft_ns=ttft_ns,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            total_tokens=total,
+            prompt_tokens=prompt or 0,
+            completion_tokens=completion or 0,
+            total_tokens=total or 0,
             cached_input_tokens=cached,
             reasoning_tokens=reasoning,
             tokens_per_step=percentiles(self.per_step),

@@ -24,8 +24,8 @@ from starlette.routing import Route
 from step_exporter.errors import InputError
 from step_exporter.facts import MAX_NS
 from step_exporter.store.filters import RUN_STATUSES, STEP_STATUSES, RunFilter, StepFilter
-from step_exporter.store.records import MessageRecord, Record, RunRecord, StepMetricsRecord, StepRecord
-from step_exporter.store.statistics import GROUPS, Group
+from step_exporter.store.records import MessageRecord, Record, RunRecord, StepMetricsRecord, StepRecord, nanoseconds
+from step_exporter.store.statistics import GROUPS, Group, StatsRecord
 from step_exporter.store.tools import ToolStatsRecord
 from step_exporter.viewer.body import Bodies, BodyError
 from step_exporter.viewer.reading import PageStore
@@ -339,7 +339,7 @@ def openapi() -> Json:
                 "Run": _record(RunRecord),
                 "Message": _record(MessageRecord),
                 "Trace": {"type": "object", "properties": {"trace_id": _TEXT}, "required": ["trace_id"]},
-                "Stats": {"type": "object"},
+                "Stats": _record(StatsRecord),
                 "ToolStats": _record(ToolStatsRecord),
                 "Error": {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]},
             },
@@ -387,11 +387,11 @@ def _result(result: Json) -> Json:
 
 
 def _record(record: type[Record]) -> Json:
-    hints = typing.get_type_hints(record)
+    hints, exact = typing.get_type_hints(record), nanoseconds(record)
     properties: Json = {}
     for field in fields(record):  # pyright: ignore[reportArgumentType]  # all are dataclasses
         properties[field.name] = _schema(hints[field.name])
-        if field.name.endswith("_ns"):
+        if field.name in exact:
             properties[field.name + "_text"] = {"type": ["string", "null"]}
     return {"type": "object", "properties": properties}
 
