@@ -193,13 +193,14 @@ def test_a_redaction_that_fails_on_everything_loses_no_span_and_is_said_once(
     exporter.shutdown()
 
 
-def test_redaction_is_given_bytes_and_event_names_and_ends_at_a_depth(db: Path) -> None:
+def test_redaction_is_given_bytes_names_of_events_and_scopes_and_ends_at_a_depth(db: Path) -> None:
     deep: Any = SECRET
     for _ in range(600):
         deep = {"a": deep}
     exporter = StepSpanExporter(db, redact=lambda name, text: text.replace(SECRET, "[secret]"))
     provider = provider_for(exporter)
-    with provider.get_tracer("t").start_as_current_span("chat", attributes={**LLM, "raw": SECRET.encode()}) as span:
+    tracer = provider.get_tracer(f"scope {SECRET}", f"1.0+{SECRET}")
+    with tracer.start_as_current_span("chat", attributes={**LLM, "raw": SECRET.encode()}) as span:
         span.add_event(f"event {SECRET}")
         span.set_attribute("deep", deep)
     for _ in range(3):
@@ -209,6 +210,7 @@ def test_redaction_is_given_bytes_and_event_names_and_ends_at_a_depth(db: Path) 
     assert SECRET.encode() not in on_disk(db)
     assert b64encode(SECRET.encode()) not in on_disk(db)
     assert b"event [secret]" in on_disk(db)
+    assert b"scope [secret]" in on_disk(db)
 
 
 # --- settings

@@ -17,12 +17,14 @@ FAILED = "[redaction failed]"
 SPAN_NAME = "span.name"
 STATUS_MESSAGE = "status.message"
 EVENT_NAME = "event.name"
-"""The names under which a span's name, its status message and its events' names are given."""
+SCOPE_NAME = "scope.name"
+SCOPE_VERSION = "scope.version"
+"""The names under which texts that are no attributes are given."""
 
 
 def redacted(raw: RawSpan, redact: Redact, failed: Callable[[str, str], object]) -> RawSpan:
-    """The span with every text in its attributes, events, links, name, status message, resource and scope given to
-    ``redact``. Names of attributes are not, as they are an instrumentation's.
+    """The span with every text in its attributes, events, links, name, status message, resource and scope, its name and
+    version too, given to ``redact``. Names of attributes are not, as they are an instrumentation's.
 
     Texts within sequences and mappings are given one by one, under the attribute's name; bytes as the text that they
     are in UTF-8. Where ``redact`` raises or
@@ -73,6 +75,11 @@ def redacted(raw: RawSpan, redact: Redact, failed: Callable[[str, str], object])
         ),
         links=tuple(replace(link, attributes=all_of(link.attributes)) for link in raw.links),
         resource=replace(raw.resource, attributes=all_of(raw.resource.attributes)),
-        scope=replace(raw.scope, attributes=all_of(raw.scope.attributes)),
+        scope=replace(
+            raw.scope,
+            name=raw.scope.name and text(SCOPE_NAME, raw.scope.name),
+            version=raw.scope.version and text(SCOPE_VERSION, raw.scope.version),
+            attributes=all_of(raw.scope.attributes),
+        ),
     )
     return replace(safe, flags=tuple(sorted({*safe.flags, REDACTION_FAILED}))) if has_failed else safe
