@@ -100,6 +100,8 @@ def test_a_store_of_such_a_role_reads_and_changes_nothing(engine: Engine, postgr
         assert list(store.steps()) == list(same.steps())
         assert list(store.audit()) == list(same.audit())
         assert store.trace(ACMES) == same.trace(ACMES)
+        assert store.trace(SHARED).steps
+        assert list(store.verify([SHARED])) == []  # whose spans it does not see
         with pytest.raises(NotFoundError):
             store.trace(GLOBEXES)
         with pytest.raises(DatabaseError, match="permission denied"):
