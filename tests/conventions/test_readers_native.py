@@ -82,6 +82,11 @@ def test_a_letta_step_tells_its_times_by_events():
     assert (facts.tool_ns, facts.tool_call_count) == (1_900, 2)
 
 
+def test_a_step_with_an_id_by_our_own_attribute_is_not_lettas_whatever_its_name():
+    facts = read(span("agent_step", {"step.id": "step-7"}))
+    assert (facts.role, facts.convention, facts.step_id) == (Role.STEP, "native", "step-7")
+
+
 def test_step_ids_of_other_tools_are_not_ours():
     facts = read(span("dagster.op", {"step_id": "op-1", "run_id": "dagster-1"}))
     assert (facts.role, facts.step_id, facts.run_id) == (Role.OTHER, None, None)

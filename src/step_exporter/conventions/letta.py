@@ -6,6 +6,7 @@ its events say when the request and the tools ran.
 
 from __future__ import annotations
 
+from step_exporter.attributes import STEP_ID
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions._values import number, text
 from step_exporter.facts import MAX_NS, RawSpan, Role
@@ -15,8 +16,9 @@ MARKERS = frozenset({"llm_config.model", "llm_config.model_endpoint"})
 
 
 def role(raw: RawSpan) -> Role | None:
-    """Only the span of that name: ``step_id`` and ``run_id`` are Dagster's, Argo's and MLflow's too."""
-    return Role.STEP if raw.name == NAME else None
+    """Only the span of that name: ``step_id`` and ``run_id`` are Dagster's, Argo's and MLflow's too. One that has an id
+    by our own attributes is not Letta's."""
+    return Role.STEP if raw.name == NAME and STEP_ID not in raw.attributes else None
 
 
 def fill(raw: RawSpan, draft: Draft) -> None:
