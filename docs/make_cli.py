@@ -13,9 +13,9 @@ INTRO = """# The command line
 
 Made by `docs/make_cli.py` from `step_exporter.cli`. Install it with `pip install 'step_exporter[cli]'`.
 
-Every command that reads takes `--json`; colours are left out when the output is piped or `NO_COLOR` is set; control
-characters in names are shown as their escapes. Errors are one line on stderr. `step-exporter --install-completion` sets
-up your shell's completion.
+Every command that reads, `export` aside, takes `--json`; colours are left out when the output is piped or `NO_COLOR` is
+set; control characters in names are shown as their escapes. Errors are one line on stderr.
+`step-exporter --install-completion` sets up your shell's completion.
 
 | exit code | meaning |
 |---|---|

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from step_exporter.exporter import StepSpanExporter
     from step_exporter.processor import FlushReport, Handle, StepSpanProcessor, configure
-    from step_exporter.store.query import AsyncStepStore, RunFilter, StepFilter, StepStore
+    from step_exporter.store.query import AsyncStepStore, AuditFilter, RunFilter, StepFilter, StepStore
 
 __all__ = [
     "AsyncStepStore",
+    "AuditFilter",
     "FlushReport",
     "Handle",
     "RunFilter",
@@ -27,6 +28,7 @@ _MODULES = {
     "StepSpanProcessor": "step_exporter.processor",
     "configure": "step_exporter.processor",
     "AsyncStepStore": "step_exporter.store.query",
+    "AuditFilter": "step_exporter.store.query",
     "RunFilter": "step_exporter.store.query",
     "StepFilter": "step_exporter.store.query",
     "StepStore": "step_exporter.store.query",

@@ -21,6 +21,7 @@ from step_exporter.facts import RawSpan
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.ingest import Writer
 from step_exporter.store.query import RunFilter, StepFilter, StepStore
+from step_exporter.store.retention import as_bytes
 from step_exporter.store.schema import ensure_schema
 
 pytestmark = pytest.mark.once
@@ -268,12 +269,26 @@ def test_deleting_and_pruning_say_what(store: Any) -> None:
     ):
         with pytest.raises(InputError):
             store.delete(**asked)
-    for asked in ({}, {"max_bytes": -1}, {"max_bytes": "1"}, {"older_than": datetime(2026, 1, 1)}):
+    for asked in ({}, {"max_bytes": -1}, {"max_bytes": "1"}, {"older_than": datetime(2026, 1, 1)}, {"older_than": 30}):
         with pytest.raises(InputError):
             store.prune(**asked)
 
 
 # Pruning
+
+
+@pytest.mark.parametrize(
+    ("size", "many"),
+    [("500MB", 500 * 1000**2), ("2 gib", 2 * 1024**3), ("2g", 2 * 1000**3), ("7", 7), ("7B", 7), (7, 7), ("3Ki", 3072)],
+)
+def test_a_size_is_of_thousands_or_where_it_says_so_of_1024(size: object, many: int) -> None:
+    assert as_bytes("a size", size) == many
+
+
+@pytest.mark.parametrize("size", ["", "MB", "-1", "1.5GB", "2iB", "1 PB", True, -1, None])
+def test_a_size_that_is_none_is_refused(size: object) -> None:
+    with pytest.raises(InputError, match="such as 500MB"):
+        as_bytes("a size", size)
 
 
 def test_prune_by_age_takes_whole_traces_and_they_may_begin_anew(store: Any, engine: Engine, writer: Writer) -> None:

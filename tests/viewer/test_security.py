@@ -136,6 +136,9 @@ def test_g7_beyond_loopback_a_key_is_needed_to_start() -> None:
     with pytest.raises(ConfigurationError, match="16"):
         make_access("0.0.0.0", 4318, key="short")
     assert make_access("127.0.0.1", 4318).key
+    for name in ("http://steps.example", "steps.example/", " "):
+        with pytest.raises(ConfigurationError, match="--allow-host is a host"):
+            make_access("127.0.0.1", 4318, names=[name])
 
 
 def test_beyond_loopback_spans_need_the_key(serve: Serve, sqlite_url: str) -> None:

@@ -98,7 +98,7 @@ def messages(found: Sequence[MessageRecord]) -> Iterator[RenderableType]:
         run_id = message.run_id
         yield from _message(message)
     if not found:
-        yield Text("no messages: the instrumentation records none, or content is off", style="dim")
+        yield Text("no such messages, or the instrumentation records none, or content is off", style="dim")
 
 
 def _message(message: MessageRecord) -> Iterator[Text]:

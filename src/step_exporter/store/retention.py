@@ -37,7 +37,7 @@ _TOGETHER = 4
 _SAMPLE_BYTES = 64 * 1024 * 1024
 """PostgreSQL: of a larger table only so much is measured, as its rows must be read for it."""
 
-_SIZE = re.compile(r"(\d{1,15})\s*([kmgt]?)i?b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15})\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _NO_LOCK = nullcontext()
 
 Progress = Callable[[int], object]
@@ -195,14 +195,14 @@ def _pause(began: float) -> None:
 
 
 def as_bytes(name: str, value: object) -> int:
-    """A size as text, such as ``500MB`` or ``2 GiB`` (both of thousands), or a number of bytes. Raises
+    """A size as text, such as ``500MB`` (of thousands) or ``2 GiB`` (of 1,024), or a number of bytes. Raises
     ``InputError``."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise InputError(f"{name} is a size such as 500MB or 2GB, not {value!r:.40}")
-    return int(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " ")
+    return int(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index((found[2] or " ").lower())
 
 
 def _size(engine: Engine) -> int:
@@ -256,8 +256,10 @@ def _give_back(engine: Engine, is_stopped: Callable[[], bool], lock: AbstractCon
 
 
 def _moment(older_than: timedelta | datetime) -> datetime:
-    if not isinstance(older_than, timedelta):
+    if isinstance(older_than, datetime):
         return filters.check_time("older_than", older_than)
+    if not isinstance(older_than, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  # a number could be days as well as nanoseconds
+        raise InputError(f"older_than is a timedelta or a datetime with a time zone, not {older_than!r:.40}")
     try:
         return datetime.now(UTC) - older_than
     except OverflowError:

@@ -81,7 +81,8 @@ def make_access(
         names: Further names that it is reached by, ``name`` or ``name:port``.
         unsafe_no_token: Ask nobody for a key.
 
-    Raises ``ConfigurationError`` for a key that is too short, and for a server that others can reach without a key.
+    Raises ``ConfigurationError`` for a key that is too short, for a name that is none, and for a server that others can
+    reach without a key.
     """
     local = is_loopback(host)
     if key is not None and len(key) < MIN_KEY:
@@ -96,6 +97,8 @@ def make_access(
         hosts.add(f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host.lower()}:{port}")
     for name in names:
         name = name.strip().lower()
+        if not name or "/" in name:
+            raise ConfigurationError(f"--allow-host is a host, or host:port, as browsers send it, not {name!r:.60}.")
         hosts.add(name)
         if ":" not in name.rpartition("]")[2]:
             hosts.add(f"{name}:{port}")
