@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from step_exporter.conventions import (
     agent_framework,
     agentops,
+    braintrust,
     claude_code,
     content,
     failures,
@@ -31,6 +32,7 @@ from step_exporter.conventions import (
     langwatch,
     letta,
     litellm,
+    llama_index,
     logfire,
     logs,
     mastra,
@@ -62,6 +64,7 @@ _BESIDES_GENAI = frozenset[str]().union(
     logs.MARKERS,
     agent_framework.MARKERS,
     agentops.MARKERS,
+    braintrust.MARKERS,
     genkit.MARKERS,
     laminar.MARKERS,
     langwatch.MARKERS,
@@ -74,6 +77,7 @@ _NAMES = {
     for vocabulary in (
         agent_framework,
         agentops,
+        braintrust,
         claude_code,
         frameworks,
         genai,
@@ -84,6 +88,7 @@ _NAMES = {
         langwatch,
         letta,
         litellm,
+        llama_index,
         logfire,
         logs,
         mlflow,
@@ -94,8 +99,8 @@ _NAMES = {
     )
 }
 """What ``convention`` says of a span whose role one of them decides."""
-_SCOPES = frozenset({claude_code.SCOPE, litellm.SCOPE, logfire.SCOPE, frameworks.ADK})
-_OF_EMITTERS = (agentops, genkit, laminar, langwatch, mastra, spring_ai)
+_SCOPES = frozenset({claude_code.SCOPE, litellm.SCOPE, llama_index.SCOPE, logfire.SCOPE, frameworks.ADK})
+_OF_EMITTERS = (agentops, braintrust, genkit, laminar, langwatch, mastra, spring_ai)
 """Vocabularies that no two emitters speak: the one that is there knows better than GenAI what its spans are."""
 
 
@@ -164,7 +169,7 @@ def _read(raw: RawSpan, contents: Contents | None) -> SpanFacts:
 
 
 def _named(name: str) -> bool:
-    return name == letta.NAME or name.startswith("haystack.")
+    return name == letta.NAME or name == frameworks.PIPECAT_TURN or name.startswith("haystack.")
 
 
 def _present(raw: RawSpan) -> list[ModuleType]:
@@ -182,6 +187,8 @@ def _present(raw: RawSpan) -> list[ModuleType]:
         add(vercel)
     if raw.scope.name == claude_code.SCOPE:
         add(claude_code)
+    if raw.scope.name == llama_index.SCOPE:
+        add(llama_index)
     found += [vocabulary for vocabulary in _OF_EMITTERS if not vocabulary.MARKERS.isdisjoint(attributes)]
     if "litellm.call_id" in attributes or raw.scope.name == litellm.SCOPE:
         add(litellm)

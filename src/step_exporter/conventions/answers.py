@@ -89,6 +89,8 @@ def usage(tokens: Tokens, body: Mapping[str, Any]) -> None:
         # (docs.anthropic.com, prompt caching). OpenAI-like bodies that carry its names too have details.
         if "input_tokens" in body and "cache_read_input_tokens" in body and not given:
             tokens.cache_apart = True
+    elif not given and "cache_read_input_tokens" in body and tokens.prompt == tokens.first(get("input_tokens")):
+        tokens.cache_apart = True  # the emitter handed on what the API counts
     if tokens.completion is None:
         tokens.completion = tokens.first(get("completion_tokens"), get("output_tokens"))
     for name in ("audio_tokens", "audio"):

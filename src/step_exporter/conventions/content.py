@@ -35,7 +35,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from step_exporter.conventions import genai_message
+from step_exporter.conventions import genai_message, llama_index
 from step_exporter.conventions.genai_message import GenAIMessage
 from step_exporter.facts import AttributeValue, Content, ContentValue, Event, RawSpan, Value
 
@@ -71,6 +71,8 @@ MESSAGE_KEYS = frozenset(
         "events",
         "request_data",
         "response_data",
+        "input",  # Logfire on the OpenAI Agents SDK and Pipecat, here and below
+        "output",
         # Google ADK
         "gcp.vertex.agent.llm_request",
         "gcp.vertex.agent.llm_response",
@@ -82,6 +84,13 @@ MESSAGE_KEYS = frozenset(
         "langfuse.trace.output",
         "langwatch.input",
         "langwatch.output",
+        "braintrust.input_json",
+        "braintrust.output_json",
+        "braintrust.input",
+        "braintrust.output",
+        # Quarkus
+        "gen_ai.content.prompt",
+        "gen_ai.content.completion",
         "agentops.entity.input",
         "agentops.entity.output",
         # Haystack, Laminar, Genkit, Mastra, openlit
@@ -196,6 +205,41 @@ VALUE_KEYS = frozenset(
         "tool.arguments",
         "tool_call.function.arguments",
         "instructions",  # MLflow on OpenAI's Responses API
+        "braintrust.expected",
+        "tool.input",
+        "raw_input",  # Logfire on the OpenAI Agents SDK, here and below
+        "response",
+        # OpenInference before it numbered them, Langtrace, openlit
+        "llm.prompts",
+        "embedding.text",
+        "gen_ai.request.tools",
+        "gen_ai.request.tool_results",
+        "gen_ai.request.embedding_inputs",
+        "gen_ai.response.tool_calls",
+        # LiveKit; since version 1.5 whatever may quote people has "pii" in its name
+        "lk.chat_ctx",
+        "lk.instructions",
+        "lk.user_input",
+        "lk.user_transcript",
+        "lk.input_text",
+        "lk.response.text",
+        "lk.response.function_calls",
+        "lk.function_tool.arguments",
+        "lk.function_tool.output",
+        "lk.pii.chat_ctx",
+        "lk.pii.instructions",
+        "lk.pii.user_input",
+        "lk.pii.user_transcript",
+        "lk.pii.input_text",
+        "lk.pii.response.text",
+        "lk.pii.response.function_calls",
+        "lk.pii.function_tool.arguments",
+        "lk.pii.function_tool.output",
+        # Pipecat
+        "transcript",
+        "text_output",
+        # LlamaIndex's own
+        "llamaindex.step.input_summary",
     }
 )
 """Attributes whose value is one thing: an argument, a result, a definition."""
@@ -236,6 +280,8 @@ SENSITIVE_KEYS = frozenset(
         "logfire.msg",
         "langfuse.observation.status_message",
         "message",  # AutoGen's own spans, of what agents send each other
+        "text",  # Pipecat's, of what was spoken
+        "error",  # Logfire's on the OpenAI Agents SDK
         "gen_ai.agent.description",
         "gen_ai.tool.description",
         "tool.description",
@@ -441,11 +487,18 @@ def is_content(key: str) -> bool:
 def strip(raw: RawSpan) -> RawSpan:
     """The span without any content: names, ids, counts and error types stay, prompts, replies, tool arguments,
     results, error messages and tracebacks go."""
+    quoting = raw.scope.name == llama_index.SCOPE
     return replace(
         raw,
         attributes=_stripped(raw.attributes),
         events=tuple(
-            replace(event, attributes=_stripped(event.attributes, _event_keys(event))) for event in raw.events
+            replace(
+                event,
+                attributes=llama_index.stripped(event.attributes)
+                if quoting and event.name != "exception"
+                else _stripped(event.attributes, _event_keys(event)),
+            )
+            for event in raw.events
         ),
         links=tuple(replace(link, attributes=_stripped(link.attributes)) for link in raw.links),
         status_message=None,
@@ -559,7 +612,7 @@ def _stripped(
     return {
         key: value
         for key, value in attributes.items()
-        if not is_content(key) and key not in SENSITIVE_KEYS and key not in also
+        if not is_content(key) and key not in SENSITIVE_KEYS and key not in also and ".pii." not in key
     }
 
 

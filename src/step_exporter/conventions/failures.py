@@ -8,7 +8,7 @@ from typing import Any
 
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions._values import EMPTY, text
-from step_exporter.facts import RawSpan
+from step_exporter.facts import RawSpan, Role
 
 _TYPE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Timeout|Cancelled))(?::|\(|$)")
 """An exception's type at the beginning of ``repr(error)``, ``Type: message`` or a traceback's last line."""
@@ -25,6 +25,8 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         declared = text(declared)
     if raw.status_code == "error" or (declared and raw.status_code != "ok"):
         draft.failed = True
+    elif draft.role is Role.LLM and raw.status_code != "ok" and raw.events and _has_no_answer(draft):
+        draft.failed = bool(last_exception(raw))  # Quarkus records the exception and no more
     if not draft.failed:
         return
     exception = last_exception(raw)
@@ -41,6 +43,17 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     draft.error_message = draft.error_message or message
     draft.error_traceback = draft.error_traceback or traceback
     draft.cancelled = draft.cancelled or is_cancellation(kind)
+
+
+def _has_no_answer(draft: Draft) -> bool:
+    tokens = draft.tokens
+    return (
+        draft.request_id is None
+        and draft.stop_reason is None
+        and not draft.output_messages
+        and tokens.prompt is None
+        and tokens.completion is None
+    )
 
 
 def last_exception(raw: RawSpan) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """Frameworks whose own spans carry no attribute that says what they are: by scope and name.
 
-Google ADK before it followed the GenAI conventions (1.x), and Haystack.
+Google ADK before it followed the GenAI conventions (1.x), Haystack, and Pipecat's turns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from step_exporter.conventions.answers import Answer
 from step_exporter.facts import RawSpan, Role
 
 ADK = "gcp.vertex.agent"
+PIPECAT_TURN = "turn"
 
 _ADK = {"call_llm": Role.LLM, "invocation": Role.WORKFLOW}
 _HAYSTACK = {
@@ -26,7 +27,11 @@ _HAYSTACK = {
 
 def known(raw: RawSpan) -> bool:
     """Whether the span is one of these frameworks'."""
-    return raw.scope.name == ADK or raw.name.startswith("haystack.")
+    return raw.scope.name == ADK or raw.name.startswith("haystack.") or _is_pipecat_turn(raw)
+
+
+def _is_pipecat_turn(raw: RawSpan) -> bool:
+    return raw.name == PIPECAT_TURN and "turn.number" in raw.attributes
 
 
 def role(raw: RawSpan) -> Role | None:
@@ -36,6 +41,8 @@ def role(raw: RawSpan) -> Role | None:
     if raw.name == "haystack.component.run":  # of a pipeline, with an agent or without
         kind = text(raw.attributes.get("haystack.component.type")) or ""
         return Role.LLM if kind.endswith("Generator") and not kind.endswith("ImageGenerator") else Role.OTHER
+    if _is_pipecat_turn(raw):
+        return Role.WORKFLOW  # what one speaks and what is answered; a conversation, around them, may take hours
     return _HAYSTACK.get(raw.name)
 
 
@@ -46,6 +53,9 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.conversation_id = draft.conversation_id or text(get("gcp.vertex.agent.session_id"))
         if draft.role is Role.AGENT and raw.name.startswith("agent_run ["):
             draft.agent_name = draft.agent_name or text(raw.name[11:].removesuffix("]"))
+        return
+    if _is_pipecat_turn(raw):
+        draft.conversation_id = draft.conversation_id or text(get("conversation.id"))
         return
     if draft.role is Role.TOOL:
         draft.tool_name = draft.tool_name or text(get("haystack.tool.name"))

@@ -7,7 +7,7 @@ Semantic Kernel, Microsoft Agent Framework, Spring AI, LoongSuite, openlit and a
 from __future__ import annotations
 
 from step_exporter.conventions._draft import Draft
-from step_exporter.conventions._values import first_text, items, mapping, parsed, text
+from step_exporter.conventions._values import SAYS_MORE, first_text, items, mapping, parsed, text
 from step_exporter.conventions.providers import provider
 from step_exporter.facts import RawSpan, Role
 
@@ -35,6 +35,11 @@ MARKERS = frozenset(
 OPERATIONS = {
     "call_llm": Role.LLM,  # any-agent
     "chat": Role.LLM,
+    "chat.completions": Role.LLM,  # Semantic Kernel, here and below
+    "chat.streaming_completions": Role.LLM,
+    "text.completions": Role.LLM,
+    "text.streaming_completions": Role.LLM,
+    "chat_streaming": Role.LLM,  # Rig
     "completion": Role.LLM,
     "generate_content": Role.LLM,
     "text_completion": Role.LLM,
@@ -61,6 +66,9 @@ OPERATIONS = {
 
 _LLM, _TOOL, _AGENT = Role.LLM, Role.TOOL, Role.AGENT
 _NAMES = ("gen_ai.request.model", "gen_ai.tool.name", "gen_ai.agent.name", "gen_ai.workflow.name")
+
+_ANSWERED = frozenset({"gen_ai.request.model", "gen_ai.response.finish_reasons"})
+"""Only an answer of a language model has a reason why it ended."""
 
 # LoongSuite
 _KINDS = {
@@ -100,6 +108,8 @@ def role(raw: RawSpan) -> Role | None:
         found = OPERATIONS.get(word)
         if found is not None and rest and any(rest == text(attributes.get(key)) for key in _NAMES):
             return found
+        if raw.kind == "client" and _ANSWERED.issubset(attributes) and SAYS_MORE.isdisjoint(attributes):
+            return _LLM  # AWS's SDK for JavaScript
     return None
 
 
@@ -145,10 +155,13 @@ def _fill_request(raw: RawSpan, draft: Draft) -> None:
         identity = text(get("gen_ai.response.id"))
         if identity and identity != text(get("litellm.call_id")):  # litellm's own, where it saw no response
             draft.request_id = identity
+    if raw.scope.name == BEDROCK:  # it named the maker of the model, before version 0.45
+        draft.provider_name = "aws.bedrock"
     address = get("server.address")
     if address is not None and draft.model_endpoint is None:
         host, port = text(address), text(get("server.port"))
         draft.model_endpoint = f"{host}:{port}" if host and port else host
+    draft.model_endpoint = draft.model_endpoint or text(get("gen_ai.openai.api_base"))
 
 
 def _fill_usage(raw: RawSpan, draft: Draft) -> None:
@@ -166,7 +179,8 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
                 setattr(tokens, part, tokens.first(*(get(key) for key in keys)))
         for side, name in _DETAILS:
             tokens.detail(side, name, get("gen_ai.usage.details." + name))
-    if raw.scope.name in CACHE_APART:
+    scope = raw.scope.name
+    if scope in CACHE_APART or (scope == AGENT_FRAMEWORK and draft.provider_name == "anthropic"):
         tokens.cache_apart = True
     if draft.role is Role.AGENT and tokens.prompt is None and tokens.completion is None:
         for part, key in _AGGREGATED.items():
@@ -189,6 +203,7 @@ _OTHER_USAGE = {
         "gen_ai.usage.details.cache_read_tokens",  # pydantic-ai
         "gen_ai.usage.cached_tokens",
         "gen_ai.usage.prompt_tokens_details.cached_tokens",  # openlit, here and below
+        "gen_ai.usage.input_tokens.cached",
     ),
     "cache_write": (
         "gen_ai.usage.cache_creation.input_tokens",  # the registry's name before cache_write.input_tokens
@@ -196,21 +211,28 @@ _OTHER_USAGE = {
         "gen_ai.usage.cache_write_input_tokens",  # Strands
         "gen_ai.usage.details.cache_write_tokens",
         "gen_ai.usage.prompt_tokens_details.cache_creation_tokens",
+        "gen_ai.usage.input_tokens.cache_write",
     ),
     "reasoning": (
         "gen_ai.usage.reasoning_tokens",  # OpenLLMetry
         "gen_ai.usage.details.reasoning_tokens",
         "gen_ai.usage.experimental.reasoning_tokens",  # Google ADK 1
         "gen_ai.usage.completion_tokens_details.reasoning_tokens",
+        "gen_ai.usage.output_tokens.reasoning",  # OpenRouter, here and below
+        "ai.usage.outputTokenDetails.reasoningTokens",  # Vercel AI SDK 7
     ),
     "total": ("gen_ai.usage.total_tokens", "llm.usage.total_tokens"),
 }
 """Older and emitters' own names, best first."""
 
+BEDROCK = "opentelemetry.instrumentation.bedrock"
+"""OpenLLMetry's."""
+AGENT_FRAMEWORK = "agent_framework"
+"""Microsoft's, whose client for Anthropic hands on what the API counts; its other ones do not."""
 CACHE_APART = frozenset(
     {
         "openlit.instrumentation.anthropic",
-        "opentelemetry.instrumentation.bedrock",  # OpenLLMetry
+        BEDROCK,
         "opentelemetry.instrumentation.genai.bedrock",
     }
 )
@@ -241,15 +263,20 @@ _AGGREGATED = {
 _FIRST_TOKEN = {
     "gen_ai.response.time_to_first_chunk": 1e9,
     "gen_ai.client.operation.time_to_first_chunk": 1e9,  # the metric's name, on pydantic-ai's spans
+    "metrics.ttfb": 1e9,  # Pipecat
     "gen_ai.server.time_to_first_token": 1e9,  # a metric's name too, on openlit's spans and, in milliseconds, Strands'
 }
 
+
+CHUNKS = frozenset({"gen_ai.content.completion.chunk", "llm.content.completion.chunk"})
+"""Events that parts of a streamed answer are."""
 
 LESS_USUAL = frozenset(
     {
         *_MORE_USAGE,
         *("gen_ai.aggregated_usage." + key for key in _AGGREGATED.values()),
         *_FIRST_TOKEN,
+        "gen_ai.openai.api_base",
         "gen_ai.response.finish_reason",
         "anthropic.message.stop_reason",
     }
@@ -273,6 +300,12 @@ def _fill_end(raw: RawSpan, draft: Draft) -> None:
                 if key.startswith("gen_ai.server.") and raw.scope.name.startswith("strands."):
                     unit = 1e6
                 draft.first_token_after(raw, get(key), unit)
+    if draft.first_token_ns is None and raw.events and raw.start_ns is not None:
+        for event in raw.events:  # OpenLLMetry
+            if event.name in CHUNKS:
+                if type(event.time_ns) is int:
+                    draft.after_start(raw, event.time_ns - raw.start_ns)
+                break
     if draft.stop_reason is None and raw.events:
         for event in raw.events:
             if event.name == "gen_ai.choice":

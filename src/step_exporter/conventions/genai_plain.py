@@ -71,7 +71,7 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
     elif role is _LLM or role is _AGENT:
         usage = [get(key) for key in genai.USAGE]
         if usage != _NO_USAGE:
-            if raw.scope.name in genai.CACHE_APART:
+            if raw.scope.name in genai.CACHE_APART or raw.scope.name == genai.AGENT_FRAMEWORK:
                 return None
             prompt, completion, cached, cache_write, reasoning = [0 if count is None else count for count in usage]
             if (
@@ -108,8 +108,8 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
             values[_INPUT], values[_OUTPUT] = messages.read_messages(raw, contents)
             if role is _LLM:
                 values[_ASKED] = messages.asked_call_ids(values[_OUTPUT])
-        if values[_STOP] is None and raw.events:
-            return None  # it may be in one of them
+        if raw.events and (values[_STOP] is None or raw.events[0].name in genai.CHUNKS):
+            return None  # one of them may tell
     else:
         return None
     values[_AGENT_NAME] = agent_name

@@ -28,6 +28,11 @@ def role(raw: RawSpan) -> Role | None:
     if kind is None:
         return None
     found = _TYPES.get(kind.lower(), Role.OTHER)
+    if kind.lower() == "chain":
+        if _agent_of_langchain(raw) == raw.name:
+            return Role.AGENT  # without "agent" in its name
+        if raw.name == "LangGraph":  # a compiled graph without a name
+            return Role.WORKFLOW
     # the LangChain callback says agent wherever a run's name has "agent" in it, a graph's node too
     if found is Role.AGENT and unquoted(get(_METADATA + "langgraph_node")) == raw.name != _agent_of_langchain(raw):
         return Role.OTHER
@@ -37,7 +42,7 @@ def role(raw: RawSpan) -> Role | None:
 def fill(raw: RawSpan, draft: Draft) -> None:
     """Fill in what Langfuse's attributes say."""
     get = raw.attributes.get
-    draft.conversation_id = draft.conversation_id or text(get("session.id"))
+    draft.conversation_id = draft.conversation_id or text(get("session.id")) or unquoted(get(_METADATA + "thread_id"))
     draft.tags = draft.tags or texts(get("langfuse.trace.tags"))
     draft.agent_name = draft.agent_name or _agent_of_langchain(raw)
     if get("langfuse.observation.level") == "ERROR":

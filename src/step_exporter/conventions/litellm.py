@@ -19,19 +19,43 @@ from step_exporter.facts import RawSpan, Role
 
 MARKERS = frozenset({"litellm.call_id"})
 SCOPE = "litellm"
-_REQUESTS = frozenset({"litellm_request", "raw_gen_ai_request"})
+_CALLS: dict[str, Role] = dict.fromkeys(
+    ("acompletion", "anthropic_messages", "aresponses", "atext_completion", "agenerate_content", "responses"), Role.LLM
+)
+"""litellm's own names of calls, beside those of the conventions."""
+_GIVEN = ("choices", "output", "content", "candidates", "messages", "prompt", "contents")
+"""What only requests and answers of a language model have."""
 
 
 def role(raw: RawSpan) -> Role | None:
     """LLM for litellm's two request spans; the proxy's other spans are none of ours. A caller's span that
     says by its name what it is keeps that, whatever operation litellm wrote onto it."""
-    if raw.name in _REQUESTS:
-        return Role.LLM
+    get = raw.attributes.get
+    if raw.name == "raw_gen_ai_request":
+        return Role.OTHER if _is_embedding(raw) else Role.LLM
     if raw.scope.name == SCOPE:
-        return Role.OTHER
+        # ``litellm_request``; ``chat {model}`` where OTEL_SEMCONV_STABILITY_OPT_IN or LITELLM_OTEL_V2 asks for it
+        operation = text(get("gen_ai.operation.name"))
+        if operation is None:
+            return Role.LLM if raw.name == "litellm_request" else Role.OTHER
+        return OPERATIONS.get(operation) or _CALLS.get(operation, Role.OTHER)
     word, _, rest = raw.name.partition(" ")
     found = OPERATIONS.get(word)
     return found if rest else None
+
+
+def _is_embedding(raw: RawSpan) -> bool:
+    """Whether a raw request is none of a language model: it was given texts, or tokens, and nothing that answers."""
+    given: Any = None
+    for key, value in raw.attributes.items():
+        if key.startswith("llm."):
+            field = key[4:].partition(".")[2]
+            if field in _GIVEN:
+                return False
+            if field == "input":
+                given = value
+    values = items(literal(given))
+    return bool(values) and not any(isinstance(value, dict) for value in values)
 
 
 def fill(raw: RawSpan, draft: Draft) -> None:

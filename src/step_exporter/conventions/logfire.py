@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions._values import mapping, text, texts
+from step_exporter.conventions.providers import of_scope
 from step_exporter.facts import RawSpan, Role
 
 MARKERS = frozenset({"logfire.msg_template", "logfire.span_type"})
@@ -22,6 +23,17 @@ _NAMES = {
     "Function: {name}": Role.TOOL,
     "OpenAI Agents trace: {name}": Role.WORKFLOW,
 }
+_REQUESTS = (
+    "Chat Completion with {",
+    "Chat completion with {",
+    "Completion with {",
+    "Message with {",
+    "Responses API with {",
+    "streaming response from {",
+)
+"""How the messages of a client's requests begin, which named their operation in version 4 first."""
+_OF_CLIENTS = "logfire."
+"""The scopes of Logfire's own instrumentations: ``logfire.openai``, ``logfire.anthropic``, and so on."""
 _NO_SPAN = "0000000000000000"
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -35,6 +47,10 @@ def role(raw: RawSpan) -> Role | None:
     found = _NAMES.get(raw.name) or _NAMES.get(template)
     if found:
         return found
+    if text(attributes.get("sdk_span_type")) == "turn":  # of the OpenAI Agents SDK
+        return Role.STEP
+    if raw.scope.name.startswith(_OF_CLIENTS) and template.startswith(_REQUESTS):
+        return Role.LLM
     if "gen_ai.operation.name" in attributes or text(attributes.get("logfire.span_type")) == "log":
         return None
     if template.startswith("running tool: "):
@@ -66,8 +82,19 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         return
     if draft.role is Role.AGENT or draft.role is Role.LLM:
         draft.model = draft.model or text(get("model_name"))
-    if draft.role is Role.LLM and "gen_ai.usage.raw" in attributes:
+    if draft.role is not Role.LLM:
+        return
+    if "gen_ai.usage.raw" in attributes:
         answers.usage(draft.tokens, mapping(get("gen_ai.usage.raw")))
+    elif raw.scope.name.startswith(_OF_CLIENTS):
+        draft.provider_name = draft.provider_name or of_scope(raw.scope.name)
+        if draft.model is None:
+            draft.model = text(mapping(get("request_data")).get("model"))
+        said = mapping(get("response_data"))
+        usage = mapping(said.get("usage")) or mapping(get("usage"))
+        if usage:
+            answers.usage(draft.tokens, usage)
+        draft.stop_reason = draft.stop_reason or text(said.get("finish_reason"))
 
 
 def is_pending(raw: RawSpan) -> bool:

@@ -53,9 +53,12 @@ _INPUT_KEYS = (
     "mlflow.spanInputs",
     "gen_ai.prompt",
     "gcp.vertex.agent.llm_request",
+    "input",
     "request_data",
     "langfuse.observation.input",
     "langwatch.input",
+    "braintrust.input_json",
+    "gen_ai.content.prompt",
     "genkit:input",
     "mastra.model_step.input",
     "mastra.agent_run.input",
@@ -75,9 +78,12 @@ _OUTPUT_KEYS = (
     "mlflow.spanOutputs",
     "gen_ai.completion",
     "gcp.vertex.agent.llm_response",
+    "output",
     "response_data",
     "langfuse.observation.output",
     "langwatch.output",
+    "braintrust.output_json",
+    "gen_ai.content.completion",
     "genkit:output",
     "gen_ai.output",
     "mastra.model_step.output",
@@ -93,6 +99,7 @@ _OUTPUT_KEYS = (
 _CONVERSATION_KEYS = ("pydantic_ai.all_messages", "all_messages_events", "events", "mlflow.chat.messages")
 """Prompt and answer in one list; what the assistant says at its end is the answer."""
 _RAW_INPUT = re.compile(r"llm\.[^.]+\.(?:messages|contents|input|prompt)")
+_RAW_SYSTEM = re.compile(r"llm\.[^.]+\.(?:system|instructions)")
 _RAW_OUTPUT = re.compile(r"llm\.[^.]+\.(?:choices|candidates|output|content)")
 
 _INPUT_FIELDS = ("messages", "contents", "input", "prompt", "inputs", "task", "question", "query")
@@ -319,6 +326,15 @@ def _system(contents: Contents) -> list[Message]:
             messages = _messages(_whole(value), "system")
             text = "".join(message.text for message in messages)
             return [_from_content(Message("system", text), chain(value)[-1].hash)] if text else []
+    given = contents.attributes.get("llm.invocation_parameters")  # OpenInference on Anthropic's SDK
+    if given and isinstance(parameters := _whole(given), dict):
+        messages = _messages(cast("_Object", parameters).get("system"), "system")
+        if messages:
+            return [_from_content(replace(message, role="system"), given.elements[-1].hash) for message in messages]
+    for key, value in contents.attributes.items():
+        if _RAW_SYSTEM.fullmatch(key):  # litellm
+            messages = [replace(message, role="system") for message in _messages(_whole(value), "system")]
+            return [_from_content(message, chain(value)[-1].hash) for message in messages]
     return []
 
 
@@ -527,6 +543,8 @@ def _messages(value: Any, role: str, depth: int = _MAX_DEPTH) -> list[Message]:
         return [_result(cast("_Object", result)) for result in results if isinstance(result, dict)]
     if _role(fields.get("role")):
         return _message(fields, role)
+    if len(fields) == 1 and isinstance(said := fields.get("user"), str):
+        return _message({"content": said}, "user")  # OpenLLMetry's prompts that are no chat
     if _is_part(fields):
         calls = kind in _CALL_PARTS or any(wrapper in fields for wrapper in _CALL_WRAPPERS)
         return _message({"content": [fields]}, "assistant" if calls else role)
@@ -577,6 +595,8 @@ def _system_of(request: _Object, depth: int) -> list[Message]:
 def _message(fields: _Object, role: str) -> list[Message]:
     """One message; more if it carries the results of several tools."""
     role = _role(fields.get("role")) or role
+    if role == "user" and isinstance(fields.get("tool_call_id"), str):
+        role = "tool"  # Anthropic's result of a tool is the user's, and OpenInference kept that at first
     if role == "tool" and _is_definition(_child(fields, "content")):
         return []  # Langfuse's LangChain callback appends the tools to the prompt, as messages of role tool
     texts: list[str] = []
@@ -599,6 +619,8 @@ def _message(fields: _Object, role: str) -> list[Message]:
             results.append(_result(cast("_Object", result)))
         elif isinstance(call, dict):
             calls.append(_call(cast("_Object", call)))
+        elif role == "assistant" and kind == "function" and "arguments" in (_child(part, "function") or ()):
+            calls.append(_call(part))  # Langtrace writes OpenAI's calls as the content
         else:
             texts.append(_part_text(inner or part))
     named = _calls(fields)
@@ -620,8 +642,10 @@ def _message(fields: _Object, role: str) -> list[Message]:
 def _parts(fields: _Object) -> list[str | _Object]:
     for name in ("parts", "contents", "content"):
         content = fields.get(name)
-        if isinstance(content, str) and content.startswith(('[{"type"', "[{'type'")):
-            content = _decode(content)  # OpenLLMetry writes a list of parts as text
+        if isinstance(content, str) and content.startswith(('[{"', "[{'")):
+            listed = _decode(content)  # OpenLLMetry writes a list of parts as text
+            if isinstance(listed, list) and all(map(_is_written_part, cast("list[Any]", listed))):
+                content = cast("list[Any]", listed)
         while isinstance(content, dict) and "parts" in content:  # Gemini's content of a candidate
             content = cast("_Object", content)["parts"]
         if isinstance(content, dict):
@@ -633,6 +657,10 @@ def _parts(fields: _Object) -> list[str | _Object]:
         elif content:
             return [content if isinstance(content, str) else _canonical(content)]
     return []
+
+
+def _is_written_part(item: Any) -> bool:
+    return isinstance(item, dict) and ("type" in item or _is_part(cast("_Object", item)))
 
 
 def _part_text(part: _Object) -> str:

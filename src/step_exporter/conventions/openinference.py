@@ -9,7 +9,7 @@ from typing import Any
 from step_exporter.conventions import answers
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions._values import mapping, member, text, texts
-from step_exporter.conventions.providers import provider
+from step_exporter.conventions.providers import of_scope, provider
 from step_exporter.facts import RawSpan, Role
 
 MARKERS = frozenset({"llm.model_name", "llm.token_count.prompt", "openinference.span.kind", "session.id", "tag.tags"})
@@ -41,6 +41,8 @@ def role(raw: RawSpan) -> Role | None:
     found = _KINDS.get((text(kind) or "").upper())
     name = raw.name
     if found is Role.LLM:
+        if raw.attributes.get("llm.request.type") in ("embedding", "rerank"):
+            return Role.OTHER  # OpenLLMetry's, which OpenInference's processor takes for a request
         # LlamaIndex: the arguments of a request are put together, which is a request of its own after it
         return Role.OTHER if name.endswith("._prepare_chat_with_tools") and _is_llama_index(raw) else found
     if found is Role.AGENT:
@@ -55,6 +57,9 @@ def role(raw: RawSpan) -> Role | None:
             return Role.WORKFLOW
         if name.endswith(".run_stream") and raw.scope.name.endswith("autogen_agentchat"):  # a team of agents
             return Role.WORKFLOW
+        metadata = _metadata(raw)
+        if metadata and metadata.get("lc_agent_name") == name:  # without "agent" in it, or in JavaScript
+            return Role.AGENT
         if name.endswith(("Agent.run", "AgentWorkflow.run")) and _is_llama_index(raw):  # by their classes
             return Role.AGENT if name.endswith("Agent.run") else Role.WORKFLOW
     return found
@@ -106,6 +111,8 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     draft.served_model = draft.served_model or served
     draft.model = draft.model or served or text(get("llm.model_name")) or asked
     draft.provider_name = draft.provider_name or provider(get("llm.provider")) or provider(get("llm.system"))
+    if draft.provider_name is None and draft.role is Role.LLM:
+        draft.provider_name = of_scope(raw.scope.name)  # instrumentations before they named it
     _fill_usage(raw, draft)
     # agents without LLM spans, as Claude's Agent SDK has them, carry the reason too
     draft.stop_reason = draft.stop_reason or member(get("llm.finish_reason"))  # google-genai writes the enum's member

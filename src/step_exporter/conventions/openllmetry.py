@@ -7,11 +7,13 @@ from step_exporter.conventions._values import first_text, mapping, text
 from step_exporter.facts import RawSpan, Role
 
 _LLAMA_INDEX = "opentelemetry.instrumentation.llamaindex"
+_LANGCHAIN_JS = "@traceloop/instrumentation-langchain"
 _AGENT_NAME = '"current_agent_name"'
 _PROPERTY = "traceloop.association.properties."
 
 MARKERS = frozenset(
     {
+        "llm.headers",
         "llm.request.type",
         "traceloop.association.properties.lc_agent_name",
         "traceloop.association.properties.session_id",
@@ -43,8 +45,13 @@ def role(raw: RawSpan) -> Role | None:
                 return Role.TOOL
             if raw.name.endswith("Agent.workflow") or (raw.name == "run.task" and _AGENT_NAME in _given(raw)):
                 return Role.AGENT  # the latter inside of another workflow, which hides the class
-        return _KINDS.get((text(kind) or "").lower(), Role.OTHER)
-    return _REQUESTS.get(text(attributes.get("llm.request.type")) or "")
+        found = _KINDS.get((text(kind) or "").lower(), Role.OTHER)
+        # in JavaScript every runnable of LangChain is a workflow, and beside what it runs rather than around it
+        return Role.OTHER if found is Role.WORKFLOW and raw.scope.name == _LANGCHAIN_JS else found
+    found = _REQUESTS.get(text(attributes.get("llm.request.type")) or "")
+    if found is None and raw.name == "openai.response" and "gen_ai.operation.name" not in attributes:
+        return Role.LLM  # OpenAI's Responses API, before version 0.5x named operations
+    return found
 
 
 def fill(raw: RawSpan, draft: Draft) -> None:
@@ -67,18 +74,10 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.agent_name = draft.agent_name or agent or entity or _without(raw.name, ".agent", ".workflow")
     elif draft.role is Role.TOOL:
         draft.tool_name = draft.tool_name or entity or _without(raw.name, ".tool")
-    elif draft.role is Role.LLM:
-        draft.model_endpoint = draft.model_endpoint or text(get("gen_ai.openai.api_base"))
-        if draft.stop_reason is None:
-            draft.stop_reason = first_text(get("llm.response.finish_reason")) or first_text(
-                get("gen_ai.completion.0.finish_reason")
-            )
-        if draft.first_token_ns is None and raw.start_ns is not None:
-            for event in raw.events:
-                if event.name in ("gen_ai.content.completion.chunk", "llm.content.completion.chunk"):
-                    if type(event.time_ns) is int:
-                        draft.after_start(raw, event.time_ns - raw.start_ns)
-                    break
+    elif draft.role is Role.LLM and draft.stop_reason is None:
+        draft.stop_reason = first_text(get("llm.response.finish_reason")) or first_text(
+            get("gen_ai.completion.0.finish_reason")
+        )
 
 
 def _given(raw: RawSpan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from step_exporter.conventions._values import text
@@ -47,6 +48,23 @@ _SPELLINGS = {
     "mistral": "mistral_ai",
     "mistralai": "mistral_ai",
     "watsonx": "ibm.watsonx.ai",
+    "gcp.vertex": "gcp.vertex_ai",
+    # LangChain4j
+    "open_ai": "openai",
+    "azure_open_ai": "azure.ai.openai",
+    "google_ai_gemini": "gcp.gemini",
+    "google_vertex_ai_gemini": "gcp.vertex_ai",
+    "google_vertex_ai_anthropic": "gcp.vertex_ai",
+    # where a request went, which LiveKit gives
+    "api.anthropic.com": "anthropic",
+    "api.cohere.com": "cohere",
+    "api.deepseek.com": "deepseek",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral_ai",
+    "api.openai.com": "openai",
+    "api.perplexity.ai": "perplexity",
+    "api.x.ai": "x_ai",
+    "generativelanguage.googleapis.com": "gcp.gemini",
     # Vercel's providers are <package>.<api>; what stands before the dot
     "amazon-bedrock": "aws.bedrock",
     "azure-openai": "azure.ai.openai",
@@ -70,6 +88,7 @@ _FRAMEWORKS = frozenset(
         "llamaindex",
         "mastra",
         "microsoft.agent_framework",
+        "none",  # litellm, where it does not know it
         "openai_agents",
         "pydantic-ai",
         "pydantic_ai",
@@ -87,6 +106,8 @@ _KNOWN: dict[str, str | None] = {
     **_SPELLINGS,
     **dict.fromkeys(_FRAMEWORKS),
 }
+_ADDRESS = re.compile(r"[\d.]+|.*:\d+")
+"""An IPv4 address, or any with a port: nobody's name."""
 
 
 def is_known(name: str) -> bool:
@@ -109,4 +130,11 @@ def provider(value: Any) -> str | None:
         two = f"{head}.{rest.partition('.')[0]}"
         if two in _KNOWN or head in _KNOWN:
             return _KNOWN.get(two) or _KNOWN.get(head)
+    if _ADDRESS.fullmatch(lower):
+        return None
     return lower or None
+
+
+def of_scope(scope_name: str) -> str | None:
+    """The provider whose client library an instrumentation is for, where its scope is named so."""
+    return _KNOWN.get(scope_name.rpartition(".")[2])

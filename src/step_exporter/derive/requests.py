@@ -10,6 +10,7 @@ a retry, a fallback) is none itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from .tree import Family
 
 
+_MINTED = re.compile(r"chatcmpl-[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$|resp_bGl0ZWxsbT")
+"""The ids that litellm gives to answers of its own (a UUID; "litellm" in base64): inside, they have the provider's."""
+
+
 def agreement(a: SpanFacts, b: SpanFacts, *, nested: bool = False) -> int | None:
     """In how many values two LLM spans agree, of those that both carry: None where one of them differs.
 
@@ -32,7 +37,11 @@ def agreement(a: SpanFacts, b: SpanFacts, *, nested: bool = False) -> int | None
     the providers may differ: a client library calls everything that it talks to by its own maker's name. Counts agree
     as well where one of them leaves out what was read from or written to a cache, or reasoning.
     """
-    if a.request_id is not None and b.request_id is not None:
+    if (
+        a.request_id is not None
+        and b.request_id is not None
+        and not (nested and (_MINTED.match(a.request_id) or _MINTED.match(b.request_id)))
+    ):
         return 1 if a.request_id == b.request_id else None
     agreed = 0
     if a.served_model is not None and b.served_model is not None:

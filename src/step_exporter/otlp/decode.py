@@ -217,7 +217,7 @@ def any_value(value: Any) -> AttributeValue:
             case "boolValue":
                 return content if isinstance(content, bool) else str(content).lower() == "true"
             case "doubleValue":
-                return float(content)
+                return None if content is None else float(content)  # JavaScript writes NaN as null
             case "arrayValue":
                 return tuple(any_value(item) for item in _list(content or {}, "values"))
             case "kvlistValue":
