@@ -434,6 +434,27 @@ def test_a_trace_that_was_deleted_and_made_again_is_not_mixed_up_with_what_is_re
     assert list(verify(engine)) == []
 
 
+def test_a_provider_and_an_organization_that_are_gone_are_put_back(engine: Engine) -> None:
+    writer = Writer(engine)
+    of_acme = {"step.organization_id": "acme"}
+    runs = [
+        [replace(raw, attributes={**raw.attributes, **of_acme}) for raw in agent_run(f"{number:032x}")]
+        for number in (1, 2, 3)
+    ]
+    writer.write(runs[0])
+    with engine.begin() as conn:  # in use by nothing any more, as another server's after a failover
+        for table in (*DERIVED, "spans", "contents", "resources", "traces", "providers", "organizations"):
+            conn.execute(text(f"DELETE FROM {table}"))
+    for run in runs[1:]:
+        for raw in run:
+            writer.write([raw])
+    assert len(rows(engine, "steps")) == 6
+    assert rows(engine, "quarantine") == []
+    assert rows(engine, "organizations", "id") == [("acme",)]
+    assert rows(engine, "providers", "name") == [("openai",)]
+    assert list(verify(engine)) == []
+
+
 def test_an_id_that_no_index_takes_is_cut_alike_and_costs_nothing_else(engine: Engine) -> None:
     writer = Writer(engine)
     chat = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-5"}

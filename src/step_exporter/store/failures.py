@@ -16,6 +16,7 @@ _PASSING_CLASSES = frozenset({"08"})
 _TIMEOUT_STATES = frozenset({"57014", "25P03", "25P04"})
 # Data exceptions and integrity violations: it is the values, so that a part of them may pass.
 _DATA_CLASSES = frozenset({"22", "23", "54"})
+_FOREIGN_KEY_STATE = "23503"
 
 
 def is_passing(error: BaseException) -> bool:
@@ -40,6 +41,11 @@ def is_lost(error: BaseException) -> bool:
 def is_timeout(error: BaseException) -> bool:
     """Whether the database gave up because the transaction took longer than it allows."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _TIMEOUT_STATES
+
+
+def is_missing_parent(error: BaseException | None) -> bool:
+    """Whether a row that others refer to is not there."""
+    return isinstance(error, DBAPIError) and _sqlstate(error) == _FOREIGN_KEY_STATE
 
 
 def is_data(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from step_exporter.store.bulk import Statements
 from step_exporter.store.changes import write_changes
 from step_exporter.store.codec import Sources
 from step_exporter.store.collisions import QUARANTINE_COLUMNS
-from step_exporter.store.failures import cause, is_data, is_lost, is_passing, is_timeout
+from step_exporter.store.failures import cause, is_data, is_lost, is_missing_parent, is_passing, is_timeout
 from step_exporter.store.known import KnownTraces
 from step_exporter.store.notices import Notices
 from step_exporter.store.prepare import UNSTORABLE, Prepared, Rejected, prepare, reject
@@ -103,7 +103,7 @@ class Writer:
         self._sources = Sources()
         self._memo = ContentMemo(max_texts=_MAX_TEXTS)
         self._shared: set[tuple[str, str]] = set()
-        """Organizations and providers (table, id) that are there."""
+        """Organizations and providers (table, id) that were there when they were last looked for."""
         self._underived: dict[str, None] = {}
 
     def write(self, raws: Iterable[RawSpan]) -> WriteResult:
@@ -176,11 +176,19 @@ class Writer:
         deadline = time.monotonic() + self._patience_s
         pause = 0.01
         lost = 0
+        renewed = False
         while True:
             try:
                 return self._transact(batch)
             except _UnknownNamesError as unknown:
                 self._add_names(unknown)
+            except _DeriveError as error:
+                if renewed or not is_missing_parent(error.__cause__):
+                    raise
+                # An organization or provider is gone that was there: somebody deleted what no step used, or this is
+                # another server, that lags behind, or a backup.
+                self._shared.clear()
+                renewed = True
             except Exception as error:
                 lost += is_lost(error)
                 if len(batch) > 1 and (is_timeout(error) or lost == _LOSSES):
