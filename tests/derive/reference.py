@@ -450,7 +450,7 @@ def derive(facts: Iterable[Fact]) -> Rows:
         parent = None
         if opener is not None and (opener.above.agent is not None or opener.above.between or opener.above.scope):
             parent = run_id_of(opener.above.scope)
-        ends = [built.end_ns if built.end_ns is not None else built.step.created_ns for built in steps]
+        ends = [built.end_ns for built in steps if built.end_ns is not None]
         rows.runs[run_id] = build_run(
             RunParts(
                 trace_id=trace_id,

@@ -380,6 +380,15 @@ def test_an_end_before_its_start_is_left_out() -> None:
     assert (metrics.tool_execution_ns, metrics.tool_call_count, metrics.step_ns) == (2, 2, 22)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_duration_of_a_run_is_unknown_where_no_end_of_its_steps_is_known(whole: bool) -> None:
+    backwards, fine = llm(1, 20, 10), llm(2, 30, 34)
+    (run,) = Derivation(TRACE, is_whole=whole).apply([backwards]).runs
+    assert (run.status, run.total_duration_ns) == ("completed", None)
+    (run,) = Derivation(TRACE, is_whole=whole).apply([backwards, fine]).runs
+    assert run.total_duration_ns == 14
+
+
 def test_the_first_token_is_counted_from_the_start_of_its_request() -> None:
     assert the_metrics(step_span(1, 0, 100), llm(2, 10, 30, 1, first_token_ns=17)).ttft_ns == 7
 

@@ -13,6 +13,9 @@ Order = tuple[int, str]
 UNKNOWN = 2**63
 """Sorts a span without a start after all others."""
 
+NO_END = -1
+"""Where no end is known of what is over: before all that are."""
+
 
 class Timed(Protocol):
     """Something with a place in time."""
@@ -24,7 +27,7 @@ class Timed(Protocol):
 
     @property
     def end(self) -> int:
-        """The end in ns; ``UNKNOWN`` while it is open."""
+        """The end in ns; ``UNKNOWN`` while it is open, ``NO_END`` where it is not known."""
         ...
 
 
@@ -93,7 +96,7 @@ class Timeline(Generic[T]):
         if self._reach is None:
             return
         del self._reach[index]
-        reach = self._reach[index - 1] if index else 0
+        reach = self._reach[index - 1] if index else NO_END
         for later in range(index, len(self._items)):
             reach = max(reach, self._items[later].end)
             if self._reach[later] == reach:
@@ -123,8 +126,9 @@ class Timeline(Generic[T]):
 
     @property
     def latest_end(self) -> int | None:
-        """The latest end of all."""
-        return self._reaches()[-1] if self._items else None
+        """The latest end of all; None where none is known."""
+        latest = self._reaches()[-1] if self._items else NO_END
+        return latest if latest != NO_END else None
 
     def at_or_before(self, start: int) -> T | None:
         """The latest that began at or before a time."""

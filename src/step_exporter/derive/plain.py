@@ -225,9 +225,8 @@ def _run_row(trace_id: str, run_id: str, opener: SpanFacts | None, steps: list[B
         step = built.step
         prompt += step.prompt_tokens
         completion += step.completion_tokens
-        ended = built.end_ns if built.end_ns is not None else step.created_ns
-        if end is None or ended > end:
-            end = ended
+        if built.end_ns is not None and (end is None or built.end_ns > end):
+            end = built.end_ns
         if first_token is None:
             first_token = built.first_token_ns
         if conversation is None:

@@ -21,7 +21,7 @@ class RunParts(Value, frozen=True):
     start_ns: int | None
     """When its first step began."""
     end_ns: int | None
-    """When the last of its steps ended."""
+    """When the last of its steps ended; None where that of none is known."""
     first_token_ns: int | None
     """The first token of the first step that has one."""
     conversation_id: str | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .intervals import Order, Timeline
+from .intervals import NO_END, Order, Timeline
 from .linked import Linked
 from .messages import MessageTree, Source
 from .rows import RunRow
@@ -214,7 +214,7 @@ class RunState:
         row = built.step
         step.run = self
         step.order = (built.step.created_ns, row.span_id)
-        step.end = built.end_ns if built.end_ns is not None else row.created_ns
+        step.end = built.end_ns if built.end_ns is not None else NO_END
         self.steps.add(step)
         self._count(built, 1)
 
