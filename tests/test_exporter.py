@@ -103,6 +103,27 @@ def test_spans_that_have_nothing_to_do_with_agents_leave_nothing_behind(db: Path
     provider.shutdown()
 
 
+def test_an_agent_that_goes_on_after_its_request_was_accepted_keeps_its_caller_in_another_process(db: Path) -> None:
+    caller, exporter = StepSpanExporter(db), StepSpanExporter(db)
+    boss, worker = provider_for(caller), provider_for(exporter)
+    named = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "boss"}
+    with boss.get_tracer("tests").start_as_current_span("invoke_agent boss", attributes=named) as agent:
+        here = agent.get_span_context()
+        remote = trace.NonRecordingSpan(
+            SpanContext(here.trace_id, here.span_id, is_remote=True, trace_flags=TraceFlags(1))
+        )
+        accepted = worker.get_tracer("web").start_span("POST /jobs", trace.set_span_in_context(remote), SpanKind.SERVER)
+        accepted.end()
+        assert exporter.stats().let_go == 1
+        with trace.use_span(accepted):
+            run_agent(worker)
+    stats = exporter.stats()
+    assert (stats.seen, stats.committed, stats.let_go, stats.waiting) == (3, 3, 0, 0)
+    assert query(db, "SELECT agent_name FROM runs WHERE parent_run_id IS NOT NULL") == [("helper",)]
+    boss.shutdown()
+    worker.shutdown()
+
+
 def test_what_waits_for_its_root_is_written_at_shutdown(db: Path) -> None:
     exporter = StepSpanExporter(db)
     provider = provider_for(exporter)

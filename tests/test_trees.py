@@ -17,12 +17,20 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 LLM = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m"}
 
 
-def span(number: int, parent: int | None, llm: bool = False, remote: bool = False, trace: str = TRACE) -> Prepared:
+def span(
+    number: int,
+    parent: int | None,
+    llm: bool = False,
+    remote: bool = False,
+    trace: str = TRACE,
+    kind: str = "internal",
+) -> Prepared:
     raw = RawSpan(
         trace,
         f"{number:016x}",
         None if parent is None else f"{parent:016x}",
         f"span {number}",
+        kind=kind,
         start_ns=number,
         end_ns=number + 1,
         attributes=LLM if llm else {},
@@ -81,6 +89,42 @@ def test_a_span_below_another_process_is_a_root_here() -> None:
     trees = LocalTrees()
     assert trees.add([span(2, 1, remote=True)]) == ([], 1)
     assert numbers(trees.add([span(4, 3), span(3, 1, remote=True, llm=True)]).to_write) == {3, 4}
+
+
+def test_what_another_process_called_is_taken_back_for_an_agent_that_goes_on_in_the_background() -> None:
+    trees = LocalTrees()
+    assert trees.add([span(4, 3, kind="client"), span(3, 2), span(2, 1, remote=True)]) == ([], 3)
+    assert trees.add([span(5, 3)]) == ([], 1)
+    assert trees.waiting == 0
+    to_write, let_go = trees.add([span(6, 5, llm=True)])
+    assert (numbers(to_write), let_go) == ({2, 3, 5, 6}, -3)
+    assert numbers(trees.add([span(7, 3)]).to_write) == {7}
+
+
+def test_what_was_let_go_and_what_came_after_it_become_one_tree_in_any_order() -> None:
+    spans = [span(3, 2), span(2, 1, remote=True), span(4, 3), span(5, 4), span(6, 5, llm=True)]
+    for order in itertools.permutations(spans):
+        trees = LocalTrees()
+        sifted = [trees.add([item]) for item in order]
+        assert numbers(item for found in sifted for item in found.to_write) == {2, 3, 4, 5, 6}
+        assert sum(found.let_go for found in sifted) == 0
+
+
+def test_of_what_was_let_go_a_quarter_of_what_may_wait_is_remembered() -> None:
+    trees = LocalTrees(max_spans=40)
+    for number in range(100, 200):
+        trees.add([span(number, number + 1000, remote=True)])
+    late = [trees.add([span(number + 500, number, llm=True)]) for number in range(170, 200)]
+    assert [len(found.to_write) for found in late] == [1] * 20 + [2] * 10
+    assert sum(found.let_go for found in late) == -10
+
+
+def test_what_was_let_go_is_remembered_within_a_bound_of_characters_too() -> None:
+    trees = LocalTrees(max_chars=40_000)
+    raws = [replace(span(number, 100, remote=True).encoded.raw, attributes={"a": "x" * 9_000}) for number in (1, 2)]
+    for item in prepare(raws, Sources())[0]:
+        trees.add([item])
+    assert numbers(trees.add([span(3, 1, llm=True), span(4, 2, llm=True)]).to_write) == {2, 3, 4}
 
 
 def test_the_same_ids_in_another_trace_are_another_tree() -> None:

@@ -332,7 +332,8 @@ class StepSpanExporter(SpanExporter):
         prepared, _ = shared.writer.prepare(raws)
         prepared = [item for item in prepared if is_meaningful(item.facts)]  # what redaction has left of them
         if not settings.everything:
-            prepared, _ = self._trees.add(prepared)
+            prepared, let_go = self._trees.add(prepared)
+            self._counts["let_go"] += let_go
         self._commit(prepared, [])
         return self._retry_at == 0.0
 

@@ -3,7 +3,8 @@
 A *local tree* is a local root (a span without a parent, or with one in another process) and what is below it. In a
 web service most trees are health checks and page views: their spans wait here, in bounded memory, until one of them
 turns out to be a step, a workflow, an agent, an LLM request or a tool; then the whole tree is written, and what is
-still to come of it. A tree whose root has ended without is let go.
+still to come of it. A tree whose root has ended without is let go. Where its root was called by another process, that
+one may hold who called an agent that goes on in the background: then it is remembered for a while, and taken back.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Sifted(NamedTuple):
 
     to_write: list[Prepared]
     let_go: int
-    """How many were let go, spans that had waited included."""
+    """How many were let go, spans that had waited included, less those that were taken back."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +54,11 @@ class _Tree:
     meaningful: bool = False
     ended: bool = False
     """Whether its root has ended."""
+    called: bool = False
+    """Whether its root has a parent in another process."""
+    let_go: list[Prepared] = field(default_factory=list[Prepared])
+    """What was let go and is remembered."""
+    let_go_chars: int = 0
 
 
 class LocalTrees:
@@ -61,7 +67,8 @@ class LocalTrees:
     def __init__(self, max_spans: int = 10_000, max_chars: int = 32 << 20) -> None:
         """
         Args:
-            max_spans: Spans that wait at most; four times as many ids are remembered.
+            max_spans: Spans that wait at most; four times as many ids are remembered, and of those that were let go a
+                quarter as many spans.
             max_chars: Characters of attributes that wait at most. Beyond a bound, the trees that were quiet for
                 longest are written rather than dropped, and forgotten.
         """
@@ -71,6 +78,9 @@ class LocalTrees:
         self._chars = 0
         self._by_key: dict[Key, _Tree] = {}
         self._trees: OrderedDict[_Tree, None] = OrderedDict()
+        self._let_go: OrderedDict[_Tree, None] = OrderedDict()  # that remember what was let go
+        self._let_go_spans = 0
+        self._let_go_chars = 0
 
     @property
     def waiting(self) -> int:
@@ -96,6 +106,7 @@ class LocalTrees:
             tree.waiting.append(span)
             if is_root and raw.ended:
                 tree.ended = True
+                tree.called = parent_id is not None
             if not tree.meaningful:
                 tree.meaningful = is_meaningful(span.facts)
             touched[tree] = None
@@ -104,9 +115,15 @@ class LocalTrees:
         for tree in touched:
             self._trees.move_to_end(tree)
             if tree.meaningful:
+                taken_back = self._taken_back(tree)
+                let_go -= len(taken_back)
+                to_write += taken_back
                 to_write += self._emptied(tree)
             elif tree.ended:
-                let_go += len(self._emptied(tree))
+                gone = self._emptied(tree)
+                let_go += len(gone)
+                if tree.called:
+                    self._remember(tree, gone)
             else:
                 self._count(tree)
         return Sifted(to_write + self._shrink(), let_go)
@@ -116,6 +133,8 @@ class LocalTrees:
         spans = [span for tree in self._trees for span in self._emptied(tree)]
         self._by_key.clear()
         self._trees.clear()
+        self._let_go.clear()
+        self._let_go_spans = self._let_go_chars = 0
         return spans
 
     def _tree_of(self, own: Key, above: Key | None, touched: dict[_Tree, None]) -> _Tree:
@@ -147,6 +166,12 @@ class LocalTrees:
         one.chars += other.chars
         one.meaningful = one.meaningful or other.meaningful
         one.ended = one.ended or other.ended
+        one.called = one.called or other.called
+        if other.let_go:
+            del self._let_go[other]
+            one.let_go += other.let_go
+            one.let_go_chars += other.let_go_chars
+            self._let_go[one] = None
         del self._trees[other]
         touched.pop(other, None)
         return one
@@ -157,6 +182,31 @@ class LocalTrees:
         self._waiting -= tree.counted
         self._chars -= tree.chars
         tree.counted = tree.chars = 0
+        return spans
+
+    def _remember(self, tree: _Tree, spans: list[Prepared]) -> None:
+        """Keep in mind what is let go; of all trees, those of which something was let go last."""
+        # what goes out to other services is not what work in the background hangs under
+        spans = [span for span in spans if span.encoded.raw.kind != "client"]
+        chars = sum(span.encoded.chars for span in spans)
+        if spans:
+            tree.let_go += spans
+            tree.let_go_chars += chars
+            self._let_go_spans += len(spans)
+            self._let_go_chars += chars
+            self._let_go[tree] = None
+            self._let_go.move_to_end(tree)
+        while 4 * self._let_go_spans > self._max_spans or 4 * self._let_go_chars > self._max_chars:
+            self._taken_back(next(iter(self._let_go)))
+
+    def _taken_back(self, tree: _Tree) -> list[Prepared]:
+        """What is remembered of a tree that was let go, and from now on no more."""
+        spans = tree.let_go
+        if spans:
+            del self._let_go[tree]
+            self._let_go_spans -= len(spans)
+            self._let_go_chars -= tree.let_go_chars
+            tree.let_go, tree.let_go_chars = [], 0
         return spans
 
     def _count(self, tree: _Tree) -> None:
@@ -176,6 +226,7 @@ class LocalTrees:
         ):
             tree, _ = self._trees.popitem(last=False)
             to_write += self._emptied(tree)
+            self._taken_back(tree)
             for key in tree.keys:
                 del self._by_key[key]
         return to_write

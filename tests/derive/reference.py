@@ -448,7 +448,9 @@ def derive(facts: Iterable[Fact]) -> Rows:
         steps = sorted(counted.get(run_id, []), key=lambda built: (built.step.created_ns, built.step.span_id))
         opener = opened.get(run_id)
         parent = None
-        if opener is not None and (opener.above.agent is not None or opener.above.between or opener.above.scope):
+        if opener is not None and (
+            opener.above.agent is not None or opener.above.between - {SERVICE} or opener.above.scope
+        ):
             parent = run_id_of(opener.above.scope)
         ends = [built.end_ns for built in steps if built.end_ns is not None]
         rows.runs[run_id] = build_run(

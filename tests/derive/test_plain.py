@@ -168,7 +168,6 @@ ODD: dict[str, Iterable[Fact]] = {
     "an agent in an agent": [span(5, Role.AGENT, 40, 50, 1)],
     "an agent in a tool": [span(5, Role.AGENT, 12, 19, 3)],
     "an agent without a request": [span(5, Role.AGENT, 40, 50)],
-    "a request beside the agent": [span(5, Role.LLM, 40, 50)],
     "an agent's double": [
         span(6, Role.OTHER, 0, 300),
         span(5, Role.AGENT, 101, 200, 6, agent_name="math"),

@@ -447,6 +447,13 @@ def test_an_agent_in_another_service_has_a_run_of_its_own() -> None:
     assert found[3].parent_run_id == found[1].id
 
 
+def test_an_agent_below_the_server_span_of_a_web_request_is_the_top_run_beside_requests_of_the_trace() -> None:
+    facts = plain(1, 0, 100, kind="server"), llm(2, 1, 5, 1), agent(3, 11, 80, 1), llm(4, 12, 20, 3)
+    for found in (runs(*facts), runs(*facts[1:])):
+        assert set(found) == {None, 3}
+        assert found[3].parent_run_id is None
+
+
 def sibling_agents(**inner: int) -> tuple[SpanFacts, ...]:
     """An agent as a tool, whose span hangs beside that of its caller."""
     start, end = inner.get("start", 25), inner.get("end", 60)

@@ -63,8 +63,6 @@ def derive_plain(trace_id: str, facts: Iterable[SpanFacts | Annotation | Deletio
         if opener is None:
             if not run.requests:
                 continue
-            if len(runs) > 1:
-                return None  # where another service lies between, it called the agents
             run_id = ids.trace_run_id(trace_id)
         else:
             if opener.role is _AGENT and not run.requests:

@@ -200,6 +200,12 @@ def opens_run(facts: SpanFacts, above: Context) -> bool:
     return mine is not None and its is not None and mine != its
 
 
+def calls_service(facts: SpanFacts, above: Context) -> bool:
+    """Whether an agent called another service there. Without one above, the outermost agent below is the top run, be
+    there a SERVER span above it or not."""
+    return (facts.kind == "server" or facts.kind == "consumer") and above.agent is not None
+
+
 def may_be_called(above: Context) -> bool:
     """Whether a run that is opened there has another one as its parent: an agent is above, or a tool or step called."""
     return above.agent is not None or above.between != 0 or above.run != ""
@@ -210,7 +216,7 @@ def context_below(node: Node, above: Context) -> Context:
     facts = node.facts
     role = facts.role
     if role is Role.OTHER and facts.run_id is None and facts.step_id is None and facts.agent_name is None:
-        if (facts.kind == "server" or facts.kind == "consumer") and not above.between & SERVICE_BETWEEN:
+        if calls_service(facts, above) and not above.between & SERVICE_BETWEEN:
             return replace(above, between=above.between | SERVICE_BETWEEN)
         return above  # most spans: nothing to make
     run, agent, step, tool, llm = above.run, above.agent, above.step, above.tool, above.llm
@@ -230,7 +236,7 @@ def context_below(node: Node, above: Context) -> Context:
             llm, tool = node, None
         elif role is Role.STEP:
             llm = tool = None
-        elif facts.kind == "server" or facts.kind == "consumer":
+        elif calls_service(facts, above):
             between |= SERVICE_BETWEEN
     if facts.run_id is not None:
         run = "id:" + facts.run_id
