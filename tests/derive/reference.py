@@ -14,7 +14,7 @@ from typing import NamedTuple
 from step_exporter.derive import MessageRow, RunRow, StepMetricsRow, StepRow, ids
 from step_exporter.derive.requests import agreement, is_tail
 from step_exporter.derive.runs import RunParts, build_run
-from step_exporter.derive.steps import Built, Outcome, StepParts, build_step, canonical_json
+from step_exporter.derive.steps import Built, Outcome, StepParts, build_step, canonical_json, out_of_time
 from step_exporter.derive.tree import agent_label, same_call, stands_for, step_key
 from step_exporter.facts import Annotation, Deletion, Message, Role, SpanFacts
 
@@ -287,9 +287,11 @@ def group_requests(spans: dict[str, Span]) -> list[list[Span]]:
 
     found: list[list[Span]] = []
     for span in llms:
-        members = [member for member in group[span] if member not in stands_below]
-        if by_order(members)[:1] == [span]:
-            found.append(by_order(members))
+        members = by_order(member for member in group[span] if member not in stands_below)
+        if members[:1] == [span]:
+            outermost = closest_to_wire(members)[-1]
+            off = out_of_time([member.facts for member in members], outermost.facts)
+            found.append(sorted(members, key=lambda member: (member.facts in off, member.order)))
     return found
 
 

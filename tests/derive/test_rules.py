@@ -380,6 +380,43 @@ def test_an_end_before_its_start_is_left_out() -> None:
     assert (metrics.tool_execution_ns, metrics.tool_call_count, metrics.step_ns) == (2, 2, 22)
 
 
+@pytest.mark.parametrize("skew", [-30, 0, 30])
+def test_a_gateway_whose_clock_goes_otherwise_gives_a_request_no_times(skew: int) -> None:
+    app, gateway = {"service_name": "app"}, {"service_name": "gateway", "first_token_ns": 45 + skew}
+    facts = (
+        agent(1, 0, 200, **app),
+        llm(2, 40, 80, 1, **app),
+        plain(3, 41 + skew, 79 + skew, 2, kind="server", service_name="gateway"),
+        llm(4, 42 + skew, 78 + skew, 3, scope_name="t", **gateway),
+        llm(5, 90, 95, 1, **app),
+        tool(6, 81, 85, 1, **app),
+    )
+    first, second = steps(*facts)
+    assert [number(first), number(second)] == [2, 5]
+    assert flags(first) == ({"clock_skew"} if skew else set())
+    metrics = {row.id: row for row in derive(*facts).step_metrics}[first.id]
+    assert (metrics.step_start_ns, metrics.llm_request_start_ns) == (40, 40)
+    assert (metrics.llm_request_ns, metrics.tool_execution_ns, metrics.step_ns) == (40, 4, 45)
+    assert metrics.ttft_ns == (None if skew else 5)
+
+
+def test_a_tool_server_an_hour_off_leaves_the_time_of_its_call_alone() -> None:
+    hour = 3600 * 10**9
+    asked, called = llm(1, 0, 10, service_name="app"), tool(2, 11, 20, service_name="app")
+    facts = [asked, called, tool(3, 12 - hour, 19 - hour, 2, service_name="server"), tool(4, 13, 25)]
+    (step,), (metrics,) = derive(*facts)[:2]
+    assert flags(step) == {"clock_skew"}
+    assert (metrics.tool_execution_ns, metrics.step_ns, metrics.tool_call_count) == (14, 25, 2)
+
+
+def test_a_stream_of_the_same_service_may_go_on_after_the_span_around_it() -> None:
+    facts = llm(1, 0, 10, service_name="app"), llm(2, 1, 30, 1, scope_name="t", service_name="app")
+    inner = llm(3, 2, 29, 2, scope_name="u", service_name="gateway")  # within that time: its clock is fine
+    for found in (facts, (*facts, inner)):
+        assert flags(the_step(*found)) == set()
+        assert the_metrics(*found).llm_request_ns == 30
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_duration_of_a_run_is_unknown_where_no_end_of_its_steps_is_known(whole: bool) -> None:
     backwards, fine = llm(1, 20, 10), llm(2, 30, 34)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from step_exporter.derive.steps import in_caches, in_reasoning
+from step_exporter.derive.steps import in_caches, in_reasoning, out_of_time
 from step_exporter.facts import SpanFacts
 
 from .intervals import Order
@@ -182,7 +182,8 @@ def component(node: Node, families: Mapping[str, Family]) -> list[Node]:
 
 
 def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[Node]]:
-    """Part the spans of a component into requests, each sorted by (start, span_id); wrappers are in none."""
+    """Part the spans of a component into requests; wrappers are in none. The first of each is its anchor: by
+    (start, span_id), of those whose times are to be believed."""
     if len(members) == 1:
         return [list(members)]
     groups = {node: [node] for node in members}
@@ -233,10 +234,17 @@ def group(members: Sequence[Node], families: Mapping[str, Family]) -> list[list[
                 join(only, node)
     distinct = {id(found): found for found in groups.values()}
     return [
-        sorted(kept, key=lambda node: node.order)
-        for found in distinct.values()
-        if (kept := [node for node in found if node not in wrappers])
+        _anchored(kept) for found in distinct.values() if (kept := [node for node in found if node not in wrappers])
     ]
+
+
+def _anchored(spans: list[Node]) -> list[Node]:
+    """The spans of one request in their order, those last whose times say nothing."""
+    spans = sorted(spans, key=lambda node: node.order)
+    if len(spans) > 1 and any(node.facts.service_name != spans[0].facts.service_name for node in spans):
+        off = out_of_time([node.facts for node in spans], closest_to_wire(spans)[-1].facts)
+        spans.sort(key=lambda node: node.facts in off)
+    return spans
 
 
 def depth(node: Node) -> int:

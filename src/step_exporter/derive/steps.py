@@ -102,6 +102,29 @@ def covered_ns(spans: Sequence[SpanFacts]) -> int | None:
     return union_ns(times) if times else None
 
 
+def out_of_time(spans: Sequence[SpanFacts], outermost: SpanFacts) -> list[SpanFacts]:
+    """Of the spans of one request or call, those of other services that do not lie within the time of those of the
+    outermost one's service: another machine's clock may go otherwise, so that these times say nothing here."""
+    service = outermost.service_name
+    if service is None:
+        return []
+    others = [facts for facts in spans if facts.service_name != service and facts.service_name is not None]
+    if not others:
+        return []
+    own = [facts for facts in spans if facts not in others]
+    times = intervals(own)
+    times += [(start, MAX_NS) for facts in own if not facts.ended and (start := facts.start_ns) is not None]
+    if not times:
+        return []
+    first, last = min(start for start, _ in times), max(end for _, end in times)
+    return [
+        facts
+        for facts in others
+        if (facts.start_ns is not None and not first <= facts.start_ns <= last)
+        or (facts.ended and facts.end_ns is not None and facts.end_ns > last)
+    ]
+
+
 def in_caches(usage: TokenUsage) -> int:
     """Prompt tokens read from a cache or written to one."""
     return (usage.cached or 0) + (usage.cache_write or 0)
@@ -206,10 +229,18 @@ def build_step(parts: StepParts) -> Built:
     in_flight = troubled = is_streamed = is_annotated = False
     start = end = conversation_id = None
     members = (*carriers, *seen, *executed)
+    off: list[SpanFacts] = []  # whose times say nothing
+    if len(seen) + len(executed) > len(requests) + len(calls):
+        off += [facts for spans in requests for facts in out_of_time(spans, spans[-1])]
+        off += [facts for spans in calls for facts in out_of_time(spans, spans[0])]
+        if off:
+            flags.add("clock_skew")
     for facts in members:  # one pass; most steps are fine, and nobody said a word of them
         if facts.flags:
             flags.update(facts.flags)
         begun, ended = facts.start_ns, facts.end_ns
+        if off and facts in off:
+            begun = None
         if begun is not None and (start is None or begun < start):
             start = begun
         if not facts.ended:
@@ -272,11 +303,14 @@ def build_step(parts: StepParts) -> Built:
             agent_name = facts.agent_name
             break
 
+    if off:
+        seen = [facts for facts in seen if facts not in off]
+        executed = [facts for facts in executed if facts not in off]
     llm_ns, tool_ns = covered_ns(seen), covered_ns(executed)
     if in_flight:
         end = None
     llm_start = min([facts.start_ns for facts in seen if facts.start_ns is not None], default=said.llm_start_ns)
-    first_token, ttft = _first_token(parts) if is_streamed else (None, None)
+    first_token, ttft = _first_token(parts, off) if is_streamed else (None, None)
     if ttft is not None and ttft < 0:
         ttft, first_token = None, None
         flags.add("clock_skew")
@@ -418,9 +452,12 @@ def _prompt_details(usage: TokenUsage) -> str | None:
     return canonical_json({**found, **dict(usage.prompt_details)})
 
 
-def _first_token(parts: StepParts) -> tuple[int | None, int | None]:
-    """When the first token of the step's first streaming answer came, and how long after its request."""
+def _first_token(parts: StepParts, off: Sequence[SpanFacts]) -> tuple[int | None, int | None]:
+    """When the first token of the step's first streaming answer came, and how long after its request; the times of
+    spans that are ``off`` say nothing."""
     for spans in parts.requests or (parts.carriers,):
+        if off:
+            spans = [facts for facts in spans if facts not in off]
         for facts in spans:
             if facts.first_token_ns is not None:
                 starts = [span.llm_start_ns or span.start_ns for span in spans]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FLAGS = {
     "bad_number": "A count is no whole number; the raw value is in the attributes.",
-    "clock_skew": "A time is impossible, or an end lies before its start.",
+    "clock_skew": "A time is impossible, an end lies before its start, or another service's clock differs.",
     "id_collision": "Different spans came under this id; those that lost are in the table quarantine.",
     "no_completion_usage": "Nobody reported the tokens out.",
     "no_prompt_usage": "Nobody reported the tokens in.",
