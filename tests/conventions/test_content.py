@@ -338,6 +338,24 @@ def test_a_span_without_content_has_no_contents() -> None:
 @pytest.mark.parametrize(
     "key",
     [
+        "gen_ai.agent.goal",
+        "gen_ai.agent.context",
+        "gen_ai.agent.instructions",
+        "gen_ai.agent.thinking",
+        "langwatch.contexts",
+        "langwatch.rag.contexts",
+        "langwatch.instructions",
+        "mcp.request.payload",
+    ],
+)
+def test_what_openlit_and_langwatch_say_of_prompts_documents_and_thoughts_is_content(key: str) -> None:
+    assert is_content(key)
+    assert "the secret" not in repr(strip(span({key: "the secret"})))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
         *sorted(CONTENT_KEYS),
         *sorted(SENSITIVE_KEYS),
         "llm.tools.0.tool.json_schema",
