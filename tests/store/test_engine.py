@@ -136,6 +136,16 @@ def test_making_an_engine_does_not_connect(path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_slash_too_many_is_the_same_file_for_writers_and_readers(stored: Path) -> None:
+    url = URL.create("sqlite", database=f"/{stored}")
+    assert str(url.database).startswith("//")
+    assert sqlite_path(url) == stored
+    for read_only in (False, True):
+        engine = create_sync_engine(url, read_only=read_only)
+        assert count(engine) == 1
+        engine.dispose()
+
+
 def test_a_file_is_set_up_for_readers_beside_a_writer(stored: Path) -> None:
     engine = create_sync_engine(stored)
     expected = {"journal_mode": "wal", "auto_vacuum": 2, "synchronous": 1, "foreign_keys": 1, "busy_timeout": 10}

@@ -95,7 +95,9 @@ def sqlite_path(url: DatabaseURL) -> Path | None:
     parsed = _parse(url)
     if parsed.drivername not in _SQLITE or _is_memory(parsed) or _is_uri(parsed):
         return None
-    return Path(parsed.database or "").absolute()
+    path = Path(parsed.database or "").absolute()
+    # sqlite://// and an absolute path: pathlib leaves two slashes, and a file: URI takes them for a host
+    return Path(str(path)[1:]) if str(path).startswith("//") else path
 
 
 def create_sync_engine(
