@@ -99,3 +99,30 @@ def test_the_trail_of_changes_is_listed(both: Cli) -> None:
 def test_the_policies_are_printed(cli: Cli) -> None:
     out = cli("row-level-security").out
     assert "CREATE POLICY step_exporter ON steps FOR SELECT" in out
+
+
+def test_a_shared_trace_is_not_exported_as_a_whole(both: Cli, tmp_path: Path) -> None:
+    shared = "c" * 32
+    spans = [
+        span(
+            shared,
+            number,
+            0,
+            "chat",
+            0,
+            100,
+            attributes={
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": "m",
+                "step.organization_id": name,
+            },
+        )
+        for number, name in ((1, "acme"), (2, "globex"))
+    ]
+    (tmp_path / "shared.json").write_bytes(encode_json(spans))
+    assert both("import", "shared.json").code == 0
+    asked = both("export", "--format", "otlp", "-o", "out", "--trace", shared, "--organization", "acme")
+    assert (asked.code, asked.out) == (2, "")
+    assert "does not belong to organization 'acme' alone" in asked.err
+    assert not (tmp_path / "out").exists()
+    assert both("export", "--format", "otlp", "-o", "out", "--organization", "acme").out == "1 trace written to out\n"

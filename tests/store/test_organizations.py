@@ -165,6 +165,10 @@ def reads_export(store: Any, everything: StepStore) -> None:
         assert store.export(io.BytesIO(), form, StepFilter(organization_id=GLOBEX)) == 0
         assert store.export(io.BytesIO(), form, StepFilter(trace_ids=[GLOBEXES, NOBODYS])) == 0
     assert counts == {"jsonl": 2, "csv": 2, "otlp": 1}  # the shared trace is no whole one
+    for named in ([SHARED], [ACMES, SHARED.upper()]):
+        refused(InputError, lambda named=named: store.export(io.BytesIO(), "otlp", StepFilter(trace_ids=named)))
+    assert store.export(io.BytesIO(), "otlp", StepFilter(trace_ids=[ACMES])) == 1
+    assert store.export(io.BytesIO(), "jsonl", StepFilter(trace_ids=[SHARED])) == 1  # acme's own step
 
 
 READS: Mapping[str, Callable[[Any, StepStore], None]] = {

@@ -46,7 +46,8 @@ def export(
     what is no regular file (a pipe, a device) is written to directly.
 
     ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are; for
-    an organization those that wholly belong to it. What people set and deleted is no part of it.
+    an organization those that wholly belong to it (``InputError`` for a shared one that the filter names by its id).
+    What people set and deleted is no part of it.
     """
     if format not in FORMATS:
         raise InputError(f"the formats are {', '.join(FORMATS)}, not {format!r:.40}")
@@ -194,5 +195,6 @@ def _chosen_traces(conn: Connection, which: StepFilter | None, organization_id: 
     trace_id = reads.STEPS.c.trace_id
     query = select(trace_id).where(*step_conditions(which, conn.dialect.name)).distinct()
     if organization_id is not None:
+        organizations.check_none_shared(conn, which.trace_ids or (), organization_id)
         query = query.where(organizations.is_whole(trace_id, organization_id))
     return sorted(conn.scalars(query))

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, literal, not_, or_, select
 
 from step_exporter.errors import InputError
 from step_exporter.models import Base
+from step_exporter.store.filters import check_trace_id
 from step_exporter.store.trace_spans import derivation_of
 
 Condition = ColumnElement[bool]
@@ -73,9 +74,17 @@ def check_whole(conn: Connection, trace_id: str, organization_id: str | None) ->
     """Raise ``InputError`` if a trace does not wholly belong to an organization (None: to whoever asks)."""
     if organization_id is not None and not whole_traces(conn, organization_id, [trace_id]):
         raise InputError(
-            f"trace {trace_id} does not belong to organization {organization_id!r:.100} alone: as a whole it can be"
-            " changed only by a store of all organizations"
+            f"trace {trace_id} does not belong to organization {organization_id!r:.100} alone: as a whole only"
+            " a store of all organizations takes it"
         )
+
+
+def check_none_shared(conn: Connection, trace_ids: Iterable[str], organization_id: str) -> None:
+    """Raise ``InputError`` if any of these traces (whole ids) belongs to an organization in part. One of which nothing
+    is the organization's is passed over, as if it were not there."""
+    for trace_id in map(check_trace_id, trace_ids):
+        if conn.scalar(select(has_part_of(literal(trace_id), organization_id))):
+            check_whole(conn, trace_id, organization_id)
 
 
 def owner_of(conn: Connection, trace_id: str) -> str | None:
