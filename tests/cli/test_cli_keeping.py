@@ -112,6 +112,16 @@ class TestExport:
         assert imported("export", "--format", "xml", "-o", "x").code == 2
         assert imported("export", "--format", "parquet").code == 2
 
+    def test_what_cannot_be_written_failed_and_a_wrong_path_was_asked_wrongly(self, imported: Cli) -> None:
+        for form in ("jsonl", "otlp"):
+            full = imported("export", "--format", form, "-o", "/dev/full")
+            assert full == (1, "", "error: cannot write /dev/full: No space left on device\n")
+        assert imported("export", "-o", "no/steps.jsonl") == (
+            2,
+            "",
+            "error: cannot write no/steps.jsonl: No such file or directory\n",
+        )
+
     def test_otlp_can_be_imported(self, imported: Cli) -> None:
         assert imported("export", "--format", "otlp", "-o", "all.jsonl").out == "2 traces written to all.jsonl\n"
         assert imported("import", "all.jsonl", "--db", "again.db", "--json").json["spans"] == 6

@@ -16,7 +16,7 @@ from query_seeds import llm_span, put_step, put_trace, trace_id
 from sqlalchemy import Engine, select
 
 from step_exporter.demo import run_demo
-from step_exporter.errors import InputError
+from step_exporter.errors import InputError, StepExporterError
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
 from step_exporter.models import Base
 from step_exporter.otlp import read_file
@@ -97,6 +97,18 @@ def test_a_file_appears_when_it_is_complete(sqlite_url: str, tmp_path: Path) -> 
         with pytest.raises(InputError, match="cannot write"):
             store.export(tmp_path / "no" / "x", "csv")
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.csv"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "otlp"])
+def test_a_full_disk_is_not_a_wrong_path(database_url: str, engine: Engine, kind: Any) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    two_steps(engine)
+    with StepStore(database_url) as store, pytest.raises(StepExporterError, match="cannot write /dev/full: ") as info:
+        store.export("/dev/full", kind)
+    assert "No space left on device" in str(info.value)
+    assert not isinstance(info.value, InputError)
 
 
 def test_a_pipe_is_written_to_and_stays_one(sqlite_url: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 from sqlalchemy import Connection, Integer, select
 
-from step_exporter.errors import ConfigurationError, InputError
+from step_exporter.errors import ConfigurationError, InputError, StepExporterError
 from step_exporter.otlp.encode import encode_json
 from step_exporter.store import organizations, reads
 from step_exporter.store.conditions import step_conditions
@@ -30,6 +31,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Progress = Callable[[int], object]
 """Called now and then with how many steps (traces, for OTLP) are written."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""No room for another file, says the error of the system."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
 
@@ -43,7 +46,8 @@ def export(
     organization_id: str | None = None,
 ) -> int:
     """Write the steps that a filter asks for, oldest first; returns how many. A file appears when it is complete;
-    what is no regular file (a pipe, a device) is written to directly.
+    what is no regular file (a pipe, a device) is written to directly. Raises ``InputError`` for a path that cannot be
+    opened, ``StepExporterError`` where writing fails, as on a full disk.
 
     ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are; for
     an organization those that wholly belong to it (``InputError`` for a shared one that the filter names by its id).
@@ -64,11 +68,15 @@ def _opened(output: str | os.PathLike[str] | BinaryIO) -> Generator[BinaryIO]:
         yield output
         return
     path = Path(output)
+    is_open = False
     try:
         with _replacing(path.resolve()) if _is_replaced(path) else path.open("wb") as stream:
+            is_open = True
             yield stream
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        # Where nothing can be opened the path is wrong, unless the disk is full; later it is not the asker's fault.
+        kind = StepExporterError if is_open or error.errno in _FULL else InputError
+        raise kind(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _is_replaced(path: Path) -> bool:

@@ -309,7 +309,8 @@ class StepStore(_Reader):
         """Write steps, oldest first, to a file (a path, or one open for bytes) as ``jsonl``, ``csv`` or ``parquet``;
         or as ``otlp`` the whole traces that have one, in OTLP/JSON lines that give the same rows when imported again.
         Returns how many steps (traces). Raises ``InputError``, also where a filter of a store of one organization
-        names a shared trace as ``otlp``; ``ConfigurationError`` for Parquet without pyarrow.
+        names a shared trace as ``otlp``; ``StepExporterError`` where the file cannot be written to its end;
+        ``ConfigurationError`` for Parquet without pyarrow.
         """
         which = which if self._organization_id is None else self._within(which or StepFilter())
         return self._run(export.export, output, format, which, progress, self._organization_id)
