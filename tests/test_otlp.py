@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from step_exporter.errors import InputError
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
-from step_exporter.otlp import Problem, decode_json, decode_protobuf, encode_json, read_file
+from step_exporter.otlp import Problem, decode_json, decode_protobuf, encode_json, read_file, read_stream
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -349,6 +352,18 @@ class TestFiles:
     def test_gzip_by_its_first_bytes_not_its_name(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(gzip.compress(self.line("one") + b"\n" + self.line("two")))
         assert names_in(tmp_path / name) == ["one", "two"]
+
+    @pytest.mark.parametrize("pack", [bytes, gzip.compress])
+    def test_a_pipe_that_gives_one_byte_at_first(self, pack: Callable[[bytes], bytes]) -> None:
+        reading, writing = os.pipe()
+        content = pack(self.line("one") + b"\n" + self.line("two"))
+        with os.fdopen(reading, "rb") as pipe:
+            os.write(writing, content[:1])
+            items = read_stream(pipe, "standard input")
+            later = threading.Timer(0.1, lambda: (os.write(writing, content[1:]), os.close(writing)))
+            later.start()
+            assert [item.name for item in items if isinstance(item, RawSpan)] == ["one", "two"]
+            later.join()
 
     def test_a_broken_line_is_reported_with_its_number_and_the_others_are_read(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"

@@ -135,6 +135,38 @@ class TestAsAProcess:
         done = subprocess.run(shell, capture_output=True, encoding="utf-8", timeout=60, check=False)
         assert (done.returncode, done.stderr) == (1, f"error: cannot write the output: {why}\n")
 
+    @pytest.mark.parametrize("pack", ["cat", "gzip -c"])
+    def test_an_export_goes_through_a_pipe_into_an_import(self, imported: Cli, pack: str) -> None:
+        line = f'"$@" export --format otlp | {pack} | "$@" import - --db again.db'
+        done = subprocess.run(
+            ["sh", "-c", line, "sh", *PROGRAM], capture_output=True, encoding="utf-8", timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "imported 6 spans of 2 traces from 1 file\n"
+        assert imported("messages", WEATHER, "--db", "again.db").out == imported("messages", WEATHER).out
+
+    @pytest.mark.parametrize(
+        ("given", "said"), [("</dev/null", ""), ("<&-", "error: standard input: cannot be read: it is closed\n")]
+    )
+    def test_an_import_of_nothing(self, tmp_path: Path, given: str, said: str) -> None:
+        shell = ["sh", "-c", f'exec "$@" import - {given}', "sh", *PROGRAM]
+        done = subprocess.run(shell, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1 if said else 0, said)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_is_broken_on_standard_input_is_named_by_its_line(self, tmp_path: Path) -> None:
+        done = subprocess.run(
+            [*PROGRAM, "import", "-"],
+            cwd=tmp_path,
+            input='{"resourceSpans": []}\nbroken\n',
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: standard input:2: not JSON")
+
     def test_a_command_that_prints_nothing_needs_no_output(self, tmp_path: Path) -> None:
         shell = ["sh", "-c", 'exec "$@" tail --seconds 0 -n 0 >&-', "sh", *PROGRAM]
         self.run("demo", "--db", str(tmp_path / "steps.db"))

@@ -244,7 +244,10 @@ def messages(
 def import_(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE…", help="OTLP/JSON or JSON lines, plain or gzip; *.truth.json is skipped."),
+        typer.Argument(
+            metavar="FILE…",
+            help="OTLP/JSON or JSON lines, plain or gzip; - is standard input; *.truth.json is skipped.",
+        ),
     ],
     db: Db = DEFAULT_URL,
     as_json: Json = False,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,7 +18,7 @@ from sqlalchemy import Engine
 
 from step_exporter.cli.text import count, harmless
 from step_exporter.facts import RawSpan
-from step_exporter.otlp import Problem, read_file
+from step_exporter.otlp import Problem, read_file, read_stream
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.ingest import Writer
 from step_exporter.store.schema import ensure_schema
@@ -24,6 +26,7 @@ from step_exporter.store.schema import ensure_schema
 BATCH = 1000
 """Spans in one transaction: its cost is spread thin, and a file of any size is read in bounded memory."""
 
+STANDARD_INPUT = Path("-")
 TRUTH_SUFFIX = ".truth.json"
 """What lies beside recordings to score them by, and matches the same pattern in a shell."""
 
@@ -57,7 +60,8 @@ class Summary:
 
 
 def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
-    """Store the spans of the files. What is broken is said on ``stderr`` and costs the rest nothing."""
+    """Store the spans of the files; ``-`` is standard input. What is broken is said on ``stderr`` and costs the rest
+    nothing."""
     summary = Summary()
     engine = create_sync_engine(url, foreign_keys=False)
     try:
@@ -78,13 +82,22 @@ def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
 
 def _import_file(file: Path, engine: Engine, writer: Writer, summary: Summary, progress: Progress) -> None:
     summary.files += 1
-    for batch in _batches(_good(read_file(file), summary, progress)):
+    for batch in _batches(_good(_read(file), summary, progress)):
         if not summary.spans:  # files without any make no database
             ensure_schema(engine)
         result = writer.write(batch)
         summary.spans += len(batch)
         summary.quarantined += result.quarantined
         summary.traces.update(span.trace_id for span in batch)
+
+
+def _read(file: Path) -> Iterator[RawSpan | Problem]:
+    if file != STANDARD_INPUT:
+        yield from read_file(file)
+    elif sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # as after <&-
+        yield Problem("cannot be read: it is closed", "standard input")
+    else:
+        yield from read_stream(cast("BufferedReader", sys.stdin.buffer), "standard input")
 
 
 def _good(items: Iterable[RawSpan | Problem], summary: Summary, progress: Progress) -> Iterator[RawSpan]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from step_exporter.otlp.decode import Problem, decode_json
 from step_exporter.otlp.encode import encode_json
-from step_exporter.otlp.files import read_file
+from step_exporter.otlp.files import read_file, read_stream
 from step_exporter.otlp.logs import decode_logs_json, decode_logs_protobuf
 from step_exporter.otlp.protobuf import decode_protobuf
 
@@ -19,4 +19,5 @@ __all__ = [
     "decode_protobuf",
     "encode_json",
     "read_file",
+    "read_stream",
 ]

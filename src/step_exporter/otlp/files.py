@@ -9,6 +9,7 @@ import codecs
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from step_exporter.errors import InputError
 from step_exporter.facts import RawSpan
 from step_exporter.otlp.decode import Problem, decode_document, is_document, parse
 
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f"
 
 
 def read_file(path: str | Path) -> Iterator[RawSpan | Problem]:
@@ -27,13 +28,27 @@ def read_file(path: str | Path) -> Iterator[RawSpan | Problem]:
     name = str(path)
     try:
         with Path(path).open("rb") as file:
-            if file.peek(2).startswith(GZIP_MAGIC):
-                with gzip.open(file) as unzipped:
-                    yield from _read(unzipped, name)
-            else:
-                yield from _read(file, name)
+            yield from read_stream(file, name)
+    except OSError as error:  # it cannot be opened
+        yield _unreadable(error, name)
+
+
+def read_stream(stream: BufferedReader, source: str) -> Iterator[RawSpan | Problem]:
+    """The spans of an open file, or of what comes through a pipe, as those of a file. ``source`` is its name in
+    ``Problem``. Never raises for what is in it."""
+    try:
+        # The first byte tells: a pipe may not have given more yet, and no text begins with it.
+        if stream.peek(1).startswith(GZIP_MAGIC):
+            with gzip.open(stream) as unzipped:
+                yield from _read(unzipped, source)
+        else:
+            yield from _read(stream, source)
     except (OSError, EOFError, zlib.error) as error:
-        yield Problem(f"cannot be read: {getattr(error, 'strerror', None) or error}", name)
+        yield _unreadable(error, source)
+
+
+def _unreadable(error: OSError | EOFError | zlib.error, source: str) -> Problem:
+    return Problem(f"cannot be read: {getattr(error, 'strerror', None) or error}", source)
 
 
 def _read(stream: Iterable[bytes], source: str) -> Iterator[RawSpan | Problem]:
