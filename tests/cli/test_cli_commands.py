@@ -176,6 +176,7 @@ class TestImport:
             "files": 1,
             "skipped": 1,
             "spans": 6,
+            "records": 0,
             "traces": 2,
             "quarantined": 0,
             "problems": [],

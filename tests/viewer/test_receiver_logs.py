@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
@@ -164,6 +165,24 @@ def test_rebuild_and_a_round_trip_by_file_give_the_same_rows(server: Server, tmp
         store.export(file, "otlp")
     assert import_files([file], url, Console(stderr=True)).problems == []
     assert _rows(url) == expected
+
+
+def test_a_file_with_records_gives_the_same_rows(server: Server, tmp_path: Path) -> None:
+    server.send(document(*SPANS))
+    send_logs(server, logs(*RECORDS))
+    other = record(2, 1, "app.started", {"content": "x"})
+    wrong = record(2, 1, "gen_ai.user.message", {"content": "x"}, traceId="xyz")
+    both = {**document(*SPANS[2:]), **logs(*RECORDS[4:])}
+    file, url = tmp_path / "all.jsonl", f"sqlite:///{tmp_path / 'again.db'}"
+    lines = [logs(*RECORDS[:2]), document(*SPANS[:2]), logs(other, wrong, *RECORDS[2:4]), {"resourceMetrics": []}, both]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    for _ in range(2):
+        summary = import_files([file], url, Console(file=io.StringIO()))
+        assert (summary.spans, summary.records, len(summary.traces)) == (len(SPANS), len(RECORDS), 1)
+        [problem] = summary.problems
+        assert problem.startswith(f"{file}:3: span 'gen_ai.user.message': trace id 'xyz'")
+        assert str(summary) == "imported 4 spans and 8 log records of 1 trace from 1 file (1 problem)"
+        assert _rows(url) == _rows(server.url)
 
 
 def test_late_records_do_not_bring_a_deleted_trace_back(server: Server) -> None:

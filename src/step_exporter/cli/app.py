@@ -252,7 +252,8 @@ def import_(
     db: Db = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Import the spans of OTLP files, as the Collector's file exporter writes them."""
+    """Import the spans of OTLP files, as the Collector's file exporter writes them, and the log records among them that
+    carry messages."""
     summary = imports.import_files(files, db, Console(stderr=True))
     if as_json:
         print_json(summary.to_dict())

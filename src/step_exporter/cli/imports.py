@@ -17,6 +17,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from step_exporter.cli.text import count, harmless
+from step_exporter.conventions.logs import MARKER
 from step_exporter.facts import RawSpan
 from step_exporter.otlp import Problem, read_file, read_stream
 from step_exporter.store.engine import create_sync_engine
@@ -40,6 +41,8 @@ class Summary:
     """``*.truth.json``."""
     spans: int = 0
     """Spans read, those that were there already included."""
+    records: int = 0
+    """Log records with messages, likewise."""
     quarantined: int = 0
     """Spans that the database could not hold."""
     problems: list[str] = field(default_factory=list[str])
@@ -47,8 +50,9 @@ class Summary:
 
     def __str__(self) -> str:
         """One line for people."""
-        line = f"imported {count(self.spans, 'span')} of {count(len(self.traces), 'trace')}"
-        line += f" from {count(self.files, 'file')}"
+        what = [count(self.spans, "span")]
+        what += [count(self.records, "log record")] if self.records else []
+        line = f"imported {' and '.join(what)} of {count(len(self.traces), 'trace')} from {count(self.files, 'file')}"
         extra = [f"{self.skipped:,} skipped"] if self.skipped else []
         extra += [f"{self.quarantined:,} in quarantine"] if self.quarantined else []
         extra += [count(len(self.problems), "problem")] if self.problems else []
@@ -83,10 +87,12 @@ def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
 def _import_file(file: Path, engine: Engine, writer: Writer, summary: Summary, progress: Progress) -> None:
     summary.files += 1
     for batch in _batches(_good(_read(file), summary, progress)):
-        if not summary.spans:  # files without any make no database
+        if not summary.traces:  # files without any make no database
             ensure_schema(engine)
         result = writer.write(batch)
-        summary.spans += len(batch)
+        records = sum(MARKER in span.attributes for span in batch)
+        summary.records += records
+        summary.spans += len(batch) - records
         summary.quarantined += result.quarantined
         summary.traces.update(span.trace_id for span in batch)
 

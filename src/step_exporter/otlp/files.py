@@ -1,6 +1,7 @@
 """Files of OTLP/JSON: one document, pretty-printed or not, or one a line; plain or gzip.
 
-The Collector's file exporter and the SDK's json-file exporter write one ``TracesData`` a line.
+The Collector's file exporter and the SDK's json-file exporter write one ``TracesData`` a line; the former may write
+``LogsData`` among them, whose records with messages are read as ``logs`` has it. Metrics are passed over.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from step_exporter.errors import InputError
 from step_exporter.facts import RawSpan
 from step_exporter.otlp.decode import Problem, decode_document, is_document, parse
+from step_exporter.otlp.logs import decode_logs_document
 
 GZIP_MAGIC = b"\x1f"
 
 
 def read_file(path: str | Path) -> Iterator[RawSpan | Problem]:
-    """The spans of a file, read line by line; what cannot be read is a ``Problem`` with file and line.
+    """The spans (and log records, as spans) of a file, read line by line; what cannot be read is a ``Problem`` with
+    file and line.
 
     Never raises for what is in the file, nor if it cannot be opened.
     """
@@ -83,7 +87,7 @@ def _read_text(text: bytes, source: str, line: int | None) -> Iterator[RawSpan |
 
 
 def _spans(document: Any, source: str, line: int | None) -> Iterator[RawSpan | Problem]:
-    for item in decode_document(document):
+    for item in chain(decode_document(document), decode_logs_document(document)):
         yield item._replace(source=source, line=line) if isinstance(item, Problem) else item
 
 

@@ -33,9 +33,14 @@ def decode_logs_json(body: bytes | str) -> Iterator[RawSpan | Problem]:
     fields = cast("Object", document)
     if "resourceLogs" not in fields and fields:
         raise InputError("not OTLP: no resourceLogs in it")
+    return decode_logs_document(fields)
+
+
+def decode_logs_document(document: Object) -> Iterator[RawSpan | Problem]:
+    """The records of a parsed document that carry messages; none where it is of other signals."""
     groups = [
         {**group, "scopeSpans": [{**scope, "spans": _spans(scope)} for scope in _objects(group, "scopeLogs")]}
-        for group in _objects(fields, "resourceLogs")
+        for group in _objects(document, "resourceLogs")
     ]
     return _kept(decode_document({"resourceSpans": groups}))
 
