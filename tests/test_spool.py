@@ -7,6 +7,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from step_exporter.errors import DatabaseError
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
 from step_exporter.spool import Spool, adopt, spool_directory, spool_files, spooled
+from step_exporter.store.engine import close_idle_files
 from step_exporter.store.prepare import Rejected
 
 
@@ -198,6 +201,115 @@ def test_the_directory_is_named_by_the_database_not_by_the_user(tmp_path: Path) 
     assert one == spool_directory("postgresql+asyncpg://b:y@host:5432/steps", tmp_path)
     assert one != spool_directory("postgresql://a:x@host:5433/steps", tmp_path)
     assert spool_directory("sqlite://", tmp_path) is None
+
+
+NOBODY = 54321
+"""A user without an entry in the passwd file, and without a home."""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("home", [None, "/root"])
+def test_without_a_home_every_span_is_stored_or_spooled(tmp_path: Path, home: str | None) -> None:
+    """As in a container that is started with ``--user``: the home is not there, or somebody else's."""
+    code = f"""
+        import os, stat
+        from pathlib import Path
+        from step_exporter.exporter import StepSpanExporter
+        from step_exporter.spool import spool_directory
+        from sdk_spans import ended
+        db = Path("db/steps.db")
+        warm = StepSpanExporter(db)  # what is imported late may be another user's to read
+        warm.export([ended(span_id=99)])
+        warm.shutdown()
+        for path in db.parent.iterdir():
+            path.unlink()
+        os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+        exporter = StepSpanExporter(db)
+        for number in range(1, 21):
+            exporter.export([ended(span_id=number)])
+        assert (exporter.stats().committed, exporter.stats().dropped) == (20, {{}}), exporter.stats()
+        away = StepSpanExporter(Path("db/no/steps.db"))
+        away.export([ended()])
+        assert (away.stats().spooled, away.stats().dropped) == (1, {{}}), away.stats()
+        directory = spool_directory("db/no/steps.db")
+        assert directory.parent == Path(f"temporary/step_exporter-{NOBODY}").absolute()
+        assert stat.S_IMODE(directory.parent.stat().st_mode) == stat.S_IMODE(directory.stat().st_mode) == 0o700
+        exporter.shutdown()
+        away.shutdown()
+    """
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
+        place = Path(name)
+        for path in (place, place / "db", place / "temporary"):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o777)
+        env = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_STATE_HOME")}
+        env |= {"TMPDIR": str(place / "temporary"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        env |= {} if home is None else {"HOME": home}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            cwd=place,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_temporary_directory_that_others_may_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "file").chmod(0o600)
+    theirs = tmp_path / f"step_exporter-{os.getuid()}"
+    theirs.mkdir()
+    assert spool_directory("sqlite:///steps.db") is not None
+    theirs.chmod(0o777)
+    assert spool_directory("sqlite:///steps.db") is None
+    assert "cannot spool" in caplog.text
+
+
+def break_spool(away: Path) -> Path:
+    """Damage the one spool of a database, as a bad sector does, and give its path."""
+    directory = spool_directory(away)
+    assert directory is not None
+    (path,) = directory.glob("*.db")
+    close_idle_files()  # as a fork does
+    for beside in directory.glob(path.name + "-*"):
+        beside.unlink()
+    path.write_bytes(b"\x01" * 8192)
+    return path
+
+
+def test_a_damaged_spool_of_its_own_does_not_stop_the_database(away: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exporter = StepSpanExporter(away)
+    exporter.export([ended()])
+    path = break_spool(away)
+    away.parent.mkdir()
+    for number in range(8, 28):
+        assert exporter.export([ended(span_id=number)]) is not None
+    stats = exporter.stats()
+    assert (stats.committed, stats.spooled, stats.dropped) == (20, 0, {"spool": 1})
+    assert adds_up(stats)
+    assert caplog.text.count(f"cannot read the spool {path}") == 1
+    assert path.exists()
+    exporter.shutdown()
+
+
+def test_where_the_spool_is_damaged_the_next_spans_go_to_a_new_one(away: Path) -> None:
+    exporter = StepSpanExporter(away)
+    exporter.export([ended()])
+    break_spool(away)
+    exporter.export([ended(span_id=8)])
+    stats = exporter.stats()
+    assert (stats.spooled, stats.dropped) == (1, {"spool": 1})
+    away.parent.mkdir()
+    exporter.export([ended(span_id=9)])
+    assert query(away, "SELECT span_id FROM spans ORDER BY 1") == [(f"{8:016x}",), (f"{9:016x}",)]
+    exporter.shutdown()
 
 
 def test_a_forked_child_does_not_hold_the_parents_spool(tmp_path: Path) -> None:

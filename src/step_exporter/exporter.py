@@ -38,7 +38,7 @@ from step_exporter.redaction import FAILED, Redact, redacted
 from step_exporter.sdk import SpanConverter
 from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
-from step_exporter.spool import Spool, adopt, spool_directory, spool_home, spooled, spooled_all
+from step_exporter.spool import Spool, Write, adopt, spool_directory, spool_home, spooled, spooled_all
 from step_exporter.store.encryption import Cipher, make_cipher
 from step_exporter.store.engine import DatabaseURL
 from step_exporter.store.failures import cause
@@ -65,7 +65,7 @@ class DropReason(StrEnum):
     SPOOL_FULL = "spool_full"
     """The database cannot be used, and the spool holds as much as it may."""
     SPOOL = "spool"
-    """The database cannot be used, and neither can the spool."""
+    """The database cannot be used, and neither can the spool; or the spool that they waited in is damaged."""
     QUEUE_FULL = "queue_full"
     """More spans ended than were written meanwhile (``StepSpanProcessor``)."""
     DEADLINE = "deadline"
@@ -193,6 +193,7 @@ class StepSpanExporter(SpanExporter):
         self._is_last = False
         self._lacks_key = False
         self._adopt_at = 0.0
+        self._bring_in_at = 0.0
         self._spool: Spool | None = None
         self._uncommitted: _Parts = []
         self._metrics: Metrics | None = None
@@ -448,6 +449,7 @@ class StepSpanExporter(SpanExporter):
             except Exception as failure:
                 reason = DropReason.SPOOL
                 self._notices.say(reason, "step_exporter: spans are lost: %s%s", cause(failure), _COUNTED)
+            self._count_lost(spool)
         with self._counting:
             self._counts["spooled"] += kept
             if kept < len(rows):
@@ -484,35 +486,76 @@ class StepSpanExporter(SpanExporter):
         return Account(self._seen, counts["committed"], counts["spooled"], dropped)
 
     def _tend(self) -> None:
-        """Bring in what waits here and what others left, and say that this process lives."""
+        """Bring in what waits here and what others left, and say that this process lives. The database is left alone
+        only if it was the database that failed: a spool that cannot be used is said, and costs nothing else."""
         shared = self._shared
         if shared is None:
             return
-
-        def write(raws: Sequence[RawSpan], rejected: Sequence[Rejected]) -> None:
-            prepared, refused = shared.writer.prepare(raws)
-            self._count(shared.writer.commit(prepared, [*refused, *rejected]), 0)
-
         try:
             shared.make_ready()
             shared.beat(id(self), self._account())
-            moved = 0
-            while self._spool is not None and moved < _BRING_IN and (brought := self._spool.bring_in(write)):
+        except BaseException:
+            self._pause()
+            raise
+        if self._spool is not None and time.monotonic() >= self._bring_in_at:
+            self._bring_in_at = time.monotonic() + _ADOPT_S  # if it fails
+            if self._move(shared, self._bring_in):
+                self._bring_in_at = 0.0
+        if time.monotonic() >= self._adopt_at:
+            self._adopt_at = time.monotonic() + _ADOPT_S
+            self._move(shared, self._adopt)
+        self._reached()
+
+    def _move(self, shared: SharedWriter, out_of: Callable[[Write], None]) -> bool:
+        """Move facts out of spools into the database; whether the spools could be used. Raises what the database
+        does."""
+        is_database = False
+
+        def write(raws: Sequence[RawSpan], rejected: Sequence[Rejected]) -> None:
+            nonlocal is_database
+            try:
+                prepared, refused = shared.writer.prepare(raws)
+                self._count(shared.writer.commit(prepared, [*refused, *rejected]), 0)
+            except BaseException:
+                is_database = True
+                self._pause()
+                raise
+
+        try:
+            out_of(write)
+        except Exception as error:
+            if is_database:
+                raise
+            self._notices.say("spools", "step_exporter cannot bring in what was spooled: %s", cause(error))
+            return False
+        return True
+
+    def _bring_in(self, write: Write) -> None:
+        spool = self._spool
+        moved = 0
+        try:
+            while spool is not None and moved < _BRING_IN and (brought := spool.bring_in(write)):
                 moved += brought
                 with self._counting:
                     self._counts["spooled"] -= brought
                     self._counts["committed"] += brought
-            if time.monotonic() >= self._adopt_at:
-                directory = self._spool_directory()
-                adopted = 0
-                if directory is not None and directory.is_dir():
-                    adopted = adopt(directory, write, _BRING_IN, self._cipher())
-                self._counts["adopted"] += adopted
-                self._adopt_at = 0.0 if adopted >= _BRING_IN else time.monotonic() + _ADOPT_S
-            self._reached()
-        except BaseException:
-            self._pause()
-            raise
+        finally:
+            self._count_lost(spool)
+
+    def _adopt(self, write: Write) -> None:
+        directory = self._spool_directory()
+        if directory is not None and directory.is_dir():
+            adopted = adopt(directory, write, _BRING_IN, self._cipher())
+            self._counts["adopted"] += adopted
+            if adopted >= _BRING_IN:
+                self._adopt_at = 0.0
+
+    def _count_lost(self, spool: Spool | None) -> None:
+        """Count what a damaged spool has taken with it as dropped."""
+        if spool is not None and (lost := spool.take_lost()):
+            with self._counting:
+                self._counts["spooled"] -= lost
+                self._dropped[DropReason.SPOOL] += lost
 
     def _converted(self, spans: Sequence[ReadableSpan], convert: SpanConverter) -> list[RawSpan]:
         raws: list[RawSpan] = []

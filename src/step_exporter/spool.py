@@ -12,6 +12,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import sqlite3
+import stat
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -73,7 +76,8 @@ def spool_home(given: str | os.PathLike[str] | bool | None) -> str | os.PathLike
 
 
 def spool_directory(url: DatabaseURL, home: str | os.PathLike[str] | None = None) -> Path | None:
-    """Where the spools of a database are; None for a database in memory, and where files cannot be locked.
+    """Where the spools of a database are; None for a database in memory, where files cannot be locked, and where the
+    user has no directory for them. Raises ``ConfigurationError`` for what is no database URL.
 
     ``home`` replaces ``$XDG_STATE_HOME/step_exporter``. The name is a hash of driver, host, port and database.
     """
@@ -85,9 +89,32 @@ def spool_directory(url: DatabaseURL, home: str | os.PathLike[str] | None = None
     else:
         host = parsed.host or parsed.query.get("host") or ""
         place = f"{parsed.get_backend_name()} {host} {parsed.port or ''} {parsed.database or ''}"
-    if home is None:
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "step_exporter"
-    return Path(home).absolute() / hashlib.sha256(place.encode()).hexdigest()[:16]
+    try:
+        kept_in = (_user_home() if home is None else Path(home)).absolute()
+    except OSError as error:
+        if str(error) not in _said:
+            _said.add(str(error))
+            _log.warning("step_exporter cannot spool, so it keeps nothing while the database is away: %s", cause(error))
+        return None
+    return kept_in / hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _user_home() -> Path:
+    """Where the user's spools are, if nothing else is asked for. The temporary directory takes the place of a home
+    that there is none of, or that is somebody else's: a container's user often has none. Raises ``OSError``."""
+    given = os.environ.get("XDG_STATE_HOME")
+    if given:
+        return Path(given) / "step_exporter"
+    with contextlib.suppress(RuntimeError):  # neither HOME is set nor is the user known
+        home = Path("~/.local/state/step_exporter").expanduser()
+        if os.access(next(place for place in (home, *home.parents) if os.path.exists(place)), os.W_OK | os.X_OK):  # noqa: PTH110  Path's raises where it may not look
+            return home
+    home = Path(tempfile.gettempdir()) / f"step_exporter-{os.getuid()}"
+    with contextlib.suppress(FileNotFoundError):
+        found = home.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(f"{home} is not this user's alone")
+    return home
 
 
 def spooled(raw: RawSpan) -> Rejected:
@@ -159,6 +186,7 @@ class Spool:
         self._bytes = 0
         self.waiting = 0
         """How many facts are in it."""
+        self._lost = 0
 
     @property
     def path(self) -> Path | None:
@@ -179,9 +207,7 @@ class Spool:
                 count += 1
             if count:
                 with _as_database_error():
-                    if self._file is None:
-                        self._file = _File.create(self.directory, self._cipher)
-                    self._file.insert(rows[:count])
+                    self._append(rows[:count])
                 self._bytes += size
                 self.waiting += count
             return count
@@ -190,7 +216,12 @@ class Spool:
         """Hand the first facts to ``write`` and delete them; how many. What ``write`` raises passes through."""
         with self._lock:
             file = self._file
-            chunk = file.first() if file is not None else None
+            try:
+                chunk = file.first() if file is not None else None
+            except _BrokenError as error:
+                if error.is_for_good:
+                    self._give_up(error)
+                raise
         if file is None or chunk is None:
             return 0
         write(chunk.raws, chunk.rejected)
@@ -202,6 +233,33 @@ class Spool:
                 if not self.waiting:
                     self._remove()
         return chunk.facts
+
+    def take_lost(self) -> int:
+        """How many facts can never be read again, since the last call: their file is damaged."""
+        with self._lock:
+            lost, self._lost = self._lost, 0
+            return lost
+
+    def _append(self, rows: Sequence[Rejected]) -> None:
+        if self._file is not None:
+            try:
+                self._file.insert(rows)
+            except _BrokenError as error:
+                if not error.is_for_good:
+                    raise
+                self._give_up(error)
+            else:
+                return
+        self._file = _File.create(self.directory, self._cipher)
+        self._file.insert(rows)
+
+    def _give_up(self, error: _BrokenError) -> None:
+        """Leave a damaged file as it is, for people to look at; what comes next goes to a new one."""
+        self._lost += self.waiting
+        if self._file is not None:
+            _say_broken(self._file.path, error)
+            self._file.close()
+        self._file, self._bytes, self.waiting = None, 0, 0
 
     def close(self) -> None:
         """Leave what waits to the next process."""
@@ -236,11 +294,8 @@ def adopt(directory: Path, write: Write, limit: int, cipher: Cipher | None = Non
                 file.delete(chunk)
                 done += chunk.facts
             file.remove()
-        except (_BrokenError, EncryptionError) as error:
-            if path in _broken:
-                continue
-            _broken.add(path)
-            _log.warning("step_exporter cannot read the spool %s: %s. It is left as it is.", path, cause(error))
+        except (_BrokenError, EncryptionError, OSError) as error:
+            _say_broken(path, error)
         finally:
             file.close()
     return done
@@ -288,7 +343,8 @@ class _File:
     @classmethod
     def create(cls, directory: Path, cipher: Cipher | None) -> _File:
         """A new file that only this user may read."""
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (directory.parent, directory):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.db"
         lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -321,7 +377,7 @@ class _File:
 
     def insert(self, rows: Sequence[Rejected]) -> None:
         """Append rows and commit."""
-        with self._engine.begin() as conn:
+        with _as_broken(), self._engine.begin() as conn:
             conn.exec_driver_sql(_INSERT, [tuple(row) for row in rows])
 
     def first(self) -> _Chunk | None:
@@ -368,6 +424,7 @@ class _File:
 _mine = set[Path]()
 """The files that this process has locked: its own record locks do not keep it out."""
 _broken = set[Path]()
+_said = set[str]()
 
 
 def _after_fork_in_child() -> None:
@@ -376,6 +433,12 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _say_broken(path: Path, error: Exception) -> None:
+    if path not in _broken:
+        _broken.add(path)
+        _log.warning("step_exporter cannot read the spool %s: %s. It is left as it is.", path, cause(error))
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -408,7 +471,10 @@ def _count(path: Path) -> int | None:
 
 
 class _BrokenError(DatabaseError):
-    """A spool cannot be read."""
+    """A spool cannot be used."""
+
+    is_for_good = False
+    """Whether it never can be again: its bytes are damaged."""
 
 
 @contextlib.contextmanager
@@ -416,12 +482,15 @@ def _as_broken() -> Generator[None]:
     try:
         yield
     except (DBAPIError, DatabaseError) as error:
-        raise _BrokenError(cause(error)) from error
+        broken = _BrokenError(cause(error))
+        origin = error.orig if isinstance(error, DBAPIError) else error.__cause__
+        broken.is_for_good = type(origin) is sqlite3.DatabaseError  # malformed, not a database: it has no own class
+        raise broken from error
 
 
 @contextlib.contextmanager
 def _as_database_error() -> Generator[None]:
     try:
         yield
-    except (DBAPIError, OSError) as error:
+    except (DBAPIError, _BrokenError, OSError) as error:
         raise DatabaseError(f"nothing can be spooled: {cause(error)}") from error
