@@ -231,6 +231,30 @@ def test_shutdown_keeps_its_deadline_while_the_database_hangs(
     assert query(db, "SELECT count(*), count(DISTINCT span_id) FROM spans") == [(201, 201)]
 
 
+def test_a_second_shutdown_hurries_the_first_and_waits_for_it(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, inside = threading.Event(), threading.Event()
+
+    def hang(self: Writer, *args: Any) -> Any:
+        inside.set()
+        go_on.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(Writer, "commit", hang)
+    processor = StepSpanProcessor(db, batch=10, interval_seconds=0.01)
+    for number in range(1, 201):
+        processor.on_end(ended(span_id=number))
+    assert inside.wait(30)
+    first = threading.Thread(target=processor.shutdown, args=(600,))
+    first.start()
+    until(lambda: processor.is_closed)
+    processor.shutdown(1)
+    report = processor.flush()
+    assert (report.spooled, report.dropped, report.seen) == (200, {}, 200)
+    first.join(30)
+    assert not first.is_alive()
+    go_on.set()
+
+
 def test_shutdown_from_two_threads_and_inside_a_span(handle: Handle) -> None:
     with tracer_of(handle).start_as_current_span("chat", attributes=LLM):
         threads = [threading.Thread(target=handle.shutdown) for _ in range(2)]

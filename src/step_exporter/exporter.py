@@ -297,11 +297,13 @@ class StepSpanExporter(SpanExporter):
             settings = self._settings or self._read_settings()
             raws = self._prepared(self._converted(spans, SpanConverter()), settings)
             self._spool_rows([spooled(raw) for raw in raws], None)
-        except Exception as error:
+        except BaseException as error:
             reason = _reason(error)
             self._notices.say(reason, "step_exporter: spans could not be spooled: %s%s", cause(error), _COUNTED)
             with self._counting:
                 self._dropped[reason] += len(spans)
+            if not isinstance(error, Exception):
+                raise
         finally:  # not before: an export that ends meanwhile counts what was seen and is nowhere as lost
             with self._counting:
                 self._seen += len(spans)
@@ -370,7 +372,8 @@ class StepSpanExporter(SpanExporter):
         spool's copy will change nothing."""
         with self._counting:
             parts, self._uncommitted = list(self._uncommitted), []
-        for prepared, rejected in [*parts, (self._trees.drain(), [])]:  # the export is done with the trees
+            parts.append((self._trees.drain(), []))  # the export is done with the trees
+        for prepared, rejected in parts:
             self._keep(prepared, rejected)
         place = f" at {self._shared.place}" if self._shared is not None else ""
         message = "step_exporter: the database%s did not take all by the end of shutdown (%d spans spooled, %d dropped)"

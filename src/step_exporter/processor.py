@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 from opentelemetry import trace
@@ -56,6 +56,8 @@ _STALLED_S = 10.0
 """How long shutdown waits for a writer that does not get on, before it spools what waits."""
 _RESCUE = 2_000
 """Spans that are spooled by one transaction then."""
+SHUTDOWN_S = 30.0
+"""How long shutdown takes at most, if nothing else is asked for."""
 _OVERRUN_S = 0.5
 """How far past its deadline shutdown goes on spooling before it drops the rest."""
 
@@ -141,6 +143,8 @@ class StepSpanProcessor(SpanProcessor):
         self._batch = _positive("batch", batch, BATCH)
         self._interval_s = _positive("interval_seconds", interval_seconds, INTERVAL_S)
         self._closed = False
+        self._is_finished = False
+        """Whether nothing is left to do since shutdown."""
         self._renew()
         _processors.add(self)
         renew_in_child(self)
@@ -155,6 +159,7 @@ class StepSpanProcessor(SpanProcessor):
         self._starting = threading.RLock()
         self._in_hand: list[ReadableSpan] = []
         self._give_up = False
+        self._closing: _Closing | None = None
         self._convert = SpanConverter()
         self._dropped_at_flush = 0
 
@@ -243,33 +248,104 @@ class StepSpanProcessor(SpanProcessor):
             adopted=inner.adopted,
         )
 
-    def shutdown(self, timeout_seconds: float = 30.0) -> None:
-        """Write what has ended, spool what the database does not take in time, and close. Idempotent."""
+    def shutdown(self, timeout_seconds: float = SHUTDOWN_S) -> None:
+        """Write what has ended, spool what the database does not take in time, and close. Idempotent: a second call
+        waits for the first one, which then keeps the earlier of both deadlines, or, in a signal handler that
+        interrupted it, leaves it to go on.
+
+        Ctrl-C, or another exception that interrupts the waiting, passes through once what waits is spooled.
+        """
+        self.shut_down_all((self,), timeout_seconds)
+
+    def _close(self, closing: _Closing) -> None:
+        """Close, and take shutdown over unless another call has or did: ``_closing`` says so."""
         with self._starting:
-            if self._closed:
+            if self._closing is not None:
+                self._closing.hurry(closing)
                 return
+            if self._is_finished:
+                return
+            self._closing = closing
             self._closed = True
         self._room = -1
         self._exporter.hurry()
-        deadline = time.monotonic() + timeout_seconds
+        if self._thread is not None:
+            self._wake.put(None)
+
+    def _write_out(self, closing: _Closing) -> None:
+        """Wait for the writer, as long as it gets on and there is time to spool what waits. Without one, write."""
         thread = self._thread
         if thread is None:
             self._finish()
         elif thread is not threading.current_thread():
-            self._wake.put(None)
             waiting, until = len(self._queue), time.monotonic() + _STALLED_S
-            while thread.is_alive() and time.monotonic() < min(until, deadline - self._spooling_s(timeout_seconds)):
+            while thread.is_alive() and time.monotonic() < min(until, closing.last_moment):
                 thread.join(0.05)
                 if len(self._queue) < waiting:
                     waiting, until = len(self._queue), time.monotonic() + _STALLED_S
-            if thread.is_alive():
-                self._give_up = True
-                thread.join(min(timeout_seconds, _SETTLE_S))
-                self._rescue(deadline)
 
-    def _spooling_s(self, timeout_seconds: float) -> float:
-        """How long it may take to spool what waits: on a busy machine, several times as long as it should."""
-        return max(timeout_seconds / 4, 2 * _SETTLE_S + len(self._queue) / _SPOOL_RATE)
+    @staticmethod
+    def shut_down_all(processors: Sequence[StepSpanProcessor], timeout_s: float) -> None:
+        """Shut processors down side by side, by one deadline. Whatever interrupts it, what waits is spooled before."""
+        closing = _Closing(timeout_s, lambda: sum(len(one._queue) for one in processors))
+        try:
+            for one in processors:
+                one._close(closing)
+            for one in processors:
+                if one._closing is closing:
+                    one._write_out(closing)
+        finally:
+            try:
+                StepSpanProcessor._rescue_all([one for one in processors if one._closing is closing], closing)
+                for one in processors:
+                    StepSpanProcessor._wait_for_other(one, closing)
+            finally:
+                StepSpanProcessor._end_as_told()
+
+    @staticmethod
+    def _rescue_all(processors: Sequence[StepSpanProcessor], closing: _Closing) -> None:
+        """Take from the writers what they have not written."""
+        late = [one for one in processors if not one._is_finished and one._thread is not threading.current_thread()]
+        try:
+            for one in late:
+                one._give_up = True
+            until = time.monotonic() + min(closing.timeout_s, _SETTLE_S)
+            for one in late:
+                if one._thread is not None:
+                    one._thread.join(max(0.0, until - time.monotonic()))
+            for one in late:
+                if not one._is_finished:
+                    one._rescue(closing.deadline)
+        finally:
+            for one in processors:
+                one._closing = None
+
+    @staticmethod
+    def _wait_for_other(processor: StepSpanProcessor, closing: _Closing) -> None:
+        """Wait for another thread that shuts it down; rescue what waits if that thread hangs in the database."""
+        other = processor._closing
+        if other is None or other.thread == closing.thread:  # it is what a signal handler interrupted: it goes on then
+            return
+
+        def wait(until: float) -> None:
+            while processor._closing is other and time.monotonic() < until:
+                time.sleep(0.02)
+
+        wait(closing.last_moment + 2 * _SETTLE_S)
+        if processor._closing is other:
+            processor._give_up = True
+            processor._rescue(closing.deadline)
+            wait(closing.deadline + _OVERRUN_S)
+
+    @staticmethod
+    def _end_as_told() -> None:
+        """End by the signal, unless it came in the middle of a shutdown: that one ends it then, when it is done."""
+        if _signal is None or threading.current_thread() is not threading.main_thread():
+            return
+        going_on = [one._closing for one in tuple(_processors)]
+        if all(closing is None or closing.thread != threading.get_ident() for closing in going_on):
+            signal.signal(_signal, signal.SIG_DFL)
+            os.kill(os.getpid(), _signal)
 
     def _rescue(self, deadline: float) -> None:
         """Spool what the writer has not got to, and what it has in its hands if the database does not answer."""
@@ -280,6 +356,7 @@ class StepSpanProcessor(SpanProcessor):
                 break
             self._exporter.rescue(self._taken(_RESCUE))
         self._exporter.leave()
+        self._is_finished = True
 
     def _report(self) -> FlushReport:
         inner = self._exporter.stats()
@@ -339,6 +416,7 @@ class StepSpanProcessor(SpanProcessor):
         self._pass()
         if not self._give_up:
             self._exporter.shutdown()
+            self._is_finished = True
 
     def _taken(self, limit: int) -> list[ReadableSpan]:
         """Take spans off the queue, up to so many or 8 MiB, and make the room what their size leaves."""
@@ -383,6 +461,40 @@ class StepSpanProcessor(SpanProcessor):
     def after_fork(self) -> None:
         """Begin anew in a forked child."""
         self._renew()
+
+
+# Shutdown
+
+
+class _Closing:
+    """A call of shutdown that is going on."""
+
+    def __init__(self, timeout_s: float, waiting: Callable[[], int]) -> None:
+        self.thread = threading.get_ident()
+        self.deadline = time.monotonic() + timeout_s
+        self.timeout_s = timeout_s
+        self._waiting = waiting
+
+    @property
+    def last_moment(self) -> float:
+        """When to begin to spool what waits: on a busy machine, that takes several times as long as it should."""
+        return self.deadline - max(self.timeout_s / 4, 2 * _SETTLE_S + self._waiting() / _SPOOL_RATE)
+
+    def hurry(self, other: _Closing) -> None:
+        """Keep the deadline of another call, if it is earlier."""
+        if other.deadline < self.deadline:
+            self.deadline, self.timeout_s = other.deadline, other.timeout_s
+
+
+_signal: int | None = None
+"""The one that has asked this process to end."""
+
+
+def _on_sigterm(number: int, frame: object) -> None:
+    global _signal
+    if _signal is None:  # else this is in the middle of it
+        _signal = number
+        StepSpanProcessor.shut_down_all(tuple(_processors), SIGTERM_S)
 
 
 _Number = TypeVar("_Number", int, float)
@@ -434,7 +546,7 @@ class Handle:
         """What was done so far."""
         return self.processor.stats()
 
-    def shutdown(self, timeout_seconds: float = 30.0) -> FlushReport:
+    def shutdown(self, timeout_seconds: float = SHUTDOWN_S) -> FlushReport:
         """Write or spool what has ended, and close. Spans that end afterwards are counted and dropped."""
         self.processor.shutdown(timeout_seconds)
         return self.processor.flush(0)
@@ -503,13 +615,6 @@ def _handle_sigterm() -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         with contextlib.suppress(ValueError):  # in a sub-interpreter
             signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-def _on_sigterm(number: int, frame: object) -> None:
-    for processor in tuple(_processors):
-        processor.shutdown(SIGTERM_S)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
 
 
 def _shut_down_with_worker(processor: StepSpanProcessor) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from fault_apps import ended, rows, run, start
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.processor import StepSpanProcessor
 from step_exporter.spool import spool_directory, spool_files
+from step_exporter.store.engine import create_sync_engine
+from step_exporter.store.schema import ensure_schema
 
 pytestmark = pytest.mark.once
 
@@ -87,6 +91,82 @@ def test_a5_sigterm_drains_or_spools_and_ends_in_time(tmp_path: Path, assert_inv
     directory = spool_directory(tmp_path / "no" / "steps.db")
     assert directory is not None
     assert sum(file.facts or 0 for file in spool_files(directory)) == 5000
+
+
+@pytest.fixture
+def locked(db: Path) -> Iterator[Path]:
+    """A database that another program does not let anybody write to, until the end of the test."""
+    engine = create_sync_engine(db)
+    ensure_schema(engine)
+    engine.dispose()
+    connection = sqlite3.connect(db, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    yield db
+    connection.close()
+
+
+def spooled_at(db: Path) -> int:
+    directory = spool_directory(db)
+    assert directory is not None
+    return sum(file.facts or 0 for file in spool_files(directory))
+
+
+@pytest.mark.parametrize(
+    ("ending", "signals"),
+    [
+        ("time.sleep(60)", [signal.SIGTERM, signal.SIGTERM]),
+        ("handle.shutdown(60)", [signal.SIGTERM]),
+        ("handle.shutdown(60)", [signal.SIGINT]),
+        ("handle.shutdown(60)", [signal.SIGTERM, signal.SIGINT]),
+        ("", [signal.SIGTERM]),
+        ("", [signal.SIGINT]),
+        ("thread = threading.Thread(target=handle.shutdown); thread.start(); thread.join()", [signal.SIGTERM]),
+    ],
+)
+def test_a5_a_signal_during_shutdown_loses_nothing(locked: Path, ending: str, signals: list[signal.Signals]) -> None:
+    """Another SIGTERM, or Ctrl-C, while shutdown waits for a database: by hand, for a signal, or at the program's
+    end."""
+    process = start(
+        f"""
+        import step_exporter.processor
+        step_exporter.processor.SIGTERM_S = 2
+        end(3000)
+        print('ready', flush=True)
+        {ending}
+        """,
+        locked,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for number in signals:
+        time.sleep(0.5)
+        process.send_signal(number)
+    process.communicate(timeout=60)
+    assert spooled_at(locked) == 3000
+    if signal.SIGTERM in signals:
+        assert process.returncode == -signal.SIGTERM
+
+
+def test_a5_several_processors_keep_one_deadline(locked: Path) -> None:
+    process = start(
+        """
+        from opentelemetry.sdk.trace import TracerProvider
+        others = [step_exporter.configure(os.environ["DB"], provider=TracerProvider()) for _ in range(3)]
+        for other in others:
+            for _ in range(100):
+                other.provider.get_tracer("app").start_span("chat", attributes=LLM).end()
+        print('ready', flush=True)
+        time.sleep(60)
+        """,
+        locked,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 5 + 1 + 5  # the deadline, 1 s, and a slow machine
+    assert (process.returncode, spooled_at(locked)) == (-signal.SIGTERM, 300)
 
 
 def test_a5_a_full_queue_and_no_database_are_shut_down_in_time() -> None:
