@@ -481,6 +481,65 @@ def test_a_span_that_a_signal_handler_ends_meanwhile_is_stored_after(db: Path, m
     exporter.shutdown()
 
 
+@pytest.mark.parametrize("asked", ["shutdown", "force_flush", "tend", "export_open"])
+def test_a_signal_handler_may_ask_for_anything_in_the_middle_of_an_export(
+    db: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """It has to return, as the export cannot go on before."""
+    from step_exporter.store.ingest import Writer
+
+    exporter = StepSpanExporter(db)
+    exporter.export([ended({}, span_id=6, name="part of a tree that goes on", parent=ended(span_id=5).context)])
+    inside = Writer._transact
+    handler = [lambda: getattr(exporter, asked)(*([[ended(span_id=9)]] if asked == "export_open" else []))]
+    answers: list[object] = []
+
+    def interrupted(self: Writer, *args: Any) -> Any:
+        if handler:
+            answers.append(handler.pop()())
+        return inside(self, *args)
+
+    monkeypatch.setattr(Writer, "_transact", interrupted)
+    assert exporter.export([ended()]) is SpanExportResult.SUCCESS
+    assert answers in ([None], [False])
+    if asked == "shutdown":  # the export has done it
+        assert (exporter.stats().exporters, exporter.export([ended(span_id=8)])) == (0, SpanExportResult.FAILURE)
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert (stats.committed, stats.waiting) == (2, 0)
+    assert adds_up(stats)
+    assert query(db, "SELECT count(*) FROM spans WHERE state = 'ended'") == [(2,)]
+
+
+def test_a_program_that_shuts_down_in_a_signal_handler_ends(db: Path) -> None:
+    done = run_program(
+        """
+        import signal
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from step_exporter import StepSpanExporter
+        exporter = StepSpanExporter("steps.db")
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        tracer = provider.get_tracer("app")
+        tracer.start_span("first", attributes={"gen_ai.operation.name": "chat"}).end()
+        done = []
+        def handler(*_):
+            provider.shutdown()
+            done.append(exporter.stats().seen)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        while not done:
+            tracer.start_span("chat", attributes={"gen_ai.operation.name": "chat"}).end()
+        stats = exporter.stats()
+        assert stats.seen == stats.committed + sum(stats.dropped.values()), stats
+        assert set(stats.dropped) <= {"after_shutdown"} and stats.exporters == 0, stats
+        """,
+        db.parent,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_two_exporters_on_one_database_share_one_writer(db: Path) -> None:
     first, second = StepSpanExporter(db), StepSpanExporter(f"sqlite+aiosqlite:///{db}")
     for exporter in (first, second):

@@ -179,6 +179,8 @@ class StepSpanExporter(SpanExporter):
         and its locks may be held by threads that do not exist."""
         self._lock = threading.RLock()
         self._busy = False
+        self._is_closing = False
+        """Whether shutdown waits for the export that it came in the middle of."""
         self._late: list[Sequence[ReadableSpan]] = []
         self._counting = threading.RLock()
         self._seen = 0
@@ -212,17 +214,10 @@ class StepSpanExporter(SpanExporter):
             if self._busy:  # a signal handler ended a span while this thread was in here
                 self._late.append(spans)
                 return SpanExportResult.SUCCESS
-            self._busy = True
-            try:
-                self._metrics = self._metrics or exporter_metrics()
-                with self._metrics.operation(len(spans)) as operation:
-                    stored = self._take(lambda: self._store(spans), len(spans))
-                    operation.failed = not stored
-                while self._late:
-                    late = self._late.pop()
-                    stored &= self._take(lambda late=late: self._store(late), len(late))
-            finally:
-                self._busy = False
+            self._metrics = self._metrics or exporter_metrics()
+            with self._metrics.operation(len(spans)) as operation:
+                stored = self._work(lambda: self._store(spans), len(spans))
+                operation.failed = not stored
         return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -232,12 +227,15 @@ class StepSpanExporter(SpanExporter):
         try:
             dropped = self._dropped.total()
             before, self._dropped_at_flush = self._dropped_at_flush, dropped
-            return dropped == before and not (self._late or self._counts["spooled"])
+            return dropped == before and not (self._busy or self._late or self._counts["spooled"])
         finally:
             self._lock.release()
 
     def shutdown(self, timeout_millis: int = 30_000) -> None:
-        """Write what waits and close the database. What is exported afterwards is counted and dropped."""
+        """Write what waits and close the database. What is exported afterwards is counted and dropped.
+
+        In a signal handler that interrupts an export on its thread, that export does it when it is done.
+        """
         with self._counting:
             if self._closed:
                 return
@@ -246,9 +244,10 @@ class StepSpanExporter(SpanExporter):
             self._leave()
             return
         try:
-            self._take(self._drain, 0)
-            self._close_spool()
-            self._take(self._release, 0)
+            if self._busy:
+                self._is_closing = True
+            else:
+                self._close()
         finally:
             self._lock.release()
 
@@ -276,15 +275,16 @@ class StepSpanExporter(SpanExporter):
         """Put spans that have not ended down as open. Whether they are in the database: they are never spooled."""
         with self._lock:
             opened: list[bool] = []
-            self._take(lambda: opened.append(self._store_open(spans)), 0)
+            if not (self._busy or self._closed):
+                self._work(lambda: opened.append(self._store_open(spans)))
             return opened == [True]
 
     def tend(self) -> bool:
         """Bring in what waits in spools, and say that this process lives: for quiet times. Whether more waits."""
         with self._lock:
-            if self._shared is None or self._closed or time.monotonic() < self._retry_at:
+            if self._shared is None or self._busy or self._closed or time.monotonic() < self._retry_at:
                 return False
-            self._take(self._tend, 0)
+            self._work(self._tend)
             return self._retry_at == 0.0 and (self._adopt_at == 0.0 or self._counts["spooled"] > 0)
 
     def hurry(self) -> None:
@@ -585,6 +585,38 @@ class StepSpanExporter(SpanExporter):
         return self._settings
 
     # Faults and counts
+
+    def _work(self, work: Callable[[], None], given: int = 0) -> bool:
+        """``_take``, with the lock held, and then do what signal handlers on this thread wanted meanwhile: they must
+        wait for nothing that this thread holds."""
+        try:
+            self._busy = True
+            if self._closed and not self._is_closing:  # since the caller looked
+                if given:
+                    self.refuse(given, DropReason.AFTER_SHUTDOWN)
+                return False
+            stored = self._take(work, given)
+            return self._store_late() and stored
+        finally:
+            self._busy = False
+            if self._is_closing:
+                self._close()
+
+    def _store_late(self) -> bool:
+        stored = True
+        while self._late:
+            late = self._late.pop()
+            stored &= self._take(lambda late=late: self._store(late), len(late))
+        return stored
+
+    def _close(self) -> None:
+        self._is_closing = False
+        try:
+            self._store_late()
+            self._take(self._drain, 0)
+        finally:
+            self._close_spool()
+            self._take(self._release, 0)
 
     def _take(self, work: Callable[[], None], given: int) -> bool:
         """Do work on so many new spans; whether none was dropped. What it did not account for was lost to its error."""
