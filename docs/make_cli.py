@@ -41,7 +41,8 @@ def label(param: Any) -> str:
     if param.param_type_name == "argument":
         return str(param.metavar or param.name.upper())
     names = ", ".join(param.opts)
-    return names if param.is_flag else f"{names} {param.metavar or param.name.upper()}"
+    shown = names if param.is_flag else f"{names} {param.metavar or param.name.upper()}"
+    return shown.replace("|", "\\|")  # a bare one would end the cell of the table
 
 
 def page() -> str:

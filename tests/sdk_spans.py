@@ -44,6 +44,11 @@ def query(db: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+def on_disk(db: Path) -> bytes:
+    """Every byte of a SQLite database, its log included."""
+    return b"".join(path.read_bytes() for path in sorted(db.parent.glob(db.name + "*")))
+
+
 def adds_up(stats: ExporterStats) -> bool:
     kept = stats.committed + stats.spooled + stats.let_go + stats.waiting
     return stats.seen == kept + sum(stats.dropped.values())

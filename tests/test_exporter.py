@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from sdk_spans import AGENT, LLM, SECRET, adds_up, ended, fail_with, provider_for, query, run_program
+from sdk_spans import AGENT, LLM, SECRET, adds_up, ended, fail_with, on_disk, provider_for, query, run_program
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.facts import Scope
 from step_exporter.redaction import FAILED
@@ -147,10 +147,6 @@ def test_record_all_keeps_every_span(db: Path) -> None:
 
 
 # --- what must not be stored
-
-
-def on_disk(db: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in sorted(db.parent.glob(db.name + "*")))
 
 
 def test_content_off_leaves_no_byte_of_it_on_disk(db: Path) -> None:

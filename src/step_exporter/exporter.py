@@ -696,9 +696,9 @@ class _Settings(NamedTuple):
             raise ConfigurationError("redact must be a function of an attribute's name and a text in it")
         return cls(
             url if url is not None else get(environment.OTEL_EXPORTER_STEPS_URL) or DEFAULT_URL,
-            _choice("content", content, environment.OTEL_EXPORTER_STEPS_CONTENT, ("on", "off")) == "on",
+            environment.keeps_content(content),
             redact,
-            _choice("record", record, environment.OTEL_EXPORTER_STEPS_RECORD, ("steps", "all")) == "all",
+            environment.choice("record", record, environment.OTEL_EXPORTER_STEPS_RECORD, ("steps", "all")) == "all",
             spool_home(spool if spool is not None else get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None),
             encryption_key,
             make_cipher(encryption_key),
@@ -708,17 +708,6 @@ class _Settings(NamedTuple):
 
 class _LeftAloneError(DatabaseError):
     """The database is left alone for a moment after a failure."""
-
-
-def _choice(name: str, given: str | bool | None, variable: str, choices: tuple[str, str]) -> str:
-    value = given if given is not None else os.environ.get(variable) or choices[0]
-    if isinstance(value, bool) and "on" in choices:  # YAML reads on and off so
-        value = "on" if value else "off"
-    word = str(value).strip().lower()
-    if word not in choices:
-        source = name if given is not None else variable
-        raise ConfigurationError(f"{source} is {value!r}; it is {choices[0]!r} or {choices[1]!r}")
-    return word
 
 
 def _reason(error: BaseException | None) -> str:

@@ -7,7 +7,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from cli_seeds import MS, TRAVEL, WEATHER, Cli
+from cli_seeds import MS, START, TRAVEL, WEATHER, Cli, span, travel_run
+
+from sdk_spans import on_disk
+from step_exporter.conventions import logs
+from step_exporter.facts import Event, RawSpan
+from step_exporter.otlp import encode_json
 
 pytestmark = pytest.mark.once
 
@@ -130,6 +135,36 @@ class TestExport:
             assert step | {"updated_at": ""} == other | {"updated_at": ""}
 
 
+class TestImport:
+    @pytest.mark.parametrize(
+        ("variable", "options", "is_kept"),
+        [("off", [], False), ("on", ["--content", "off"], False), ("off", ["--content", "on"], True), ("", [], True)],
+    )
+    def test_content_off_leaves_no_byte_of_it_on_disk(
+        self,
+        cli: Cli,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        variable: str,
+        options: list[str],
+        is_kept: bool,
+    ) -> None:
+        (tmp_path / "spans.json").write_bytes(encode_json([*travel_run(), logged("A log said it.")]))
+        monkeypatch.setenv("OTEL_EXPORTER_STEPS_CONTENT", variable)
+        assert cli("import", "spans.json", *options).out.startswith(f"imported {3 if is_kept else 2} spans of 1 trace ")
+        stored = on_disk(tmp_path / "steps.db")
+        for text in (b"Plan a day.", b"slow down", b"A log said it."):
+            assert (text in stored) == is_kept
+        [step] = cli("steps", "--json").json["items"]
+        assert (step["model"], step["status"], step["error_type"]) == ("claude-5", "failed", "RateLimitError")
+
+    def test_a_content_that_is_neither_on_nor_off_imports_nothing(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "spans.json").write_bytes(encode_json(travel_run()))
+        result = cli("import", "spans.json", "--content", "no")
+        assert (result.code, result.err) == (2, "error: --content is 'no'; it is 'on' or 'off'\n")
+        assert not (tmp_path / "steps.db").exists()
+
+
 class TestKeeping:
     def test_prune(self, imported: Cli) -> None:
         assert imported("prune").code == 2
@@ -161,6 +196,15 @@ class TestKeeping:
         made = cli("migrate", "--db", postgres_url, "--partitions", "3")
         assert made.out == "schema version 0001, 3 partitions\n"
         assert cli("migrate", "--db", "new.db", "--partitions", "3").code == 2
+
+
+def logged(text: str) -> RawSpan:
+    """A log record that tells the first request's prompt, as the receiver keeps it."""
+    name = "gen_ai.user.message"
+    about = span(TRAVEL, 2, 0, name, 0, 0, events=(Event(name, START, {"content": text}),))
+    found = logs.as_span(about)
+    assert found is not None
+    return found
 
 
 def _execute(directory: Path, statement: str) -> None:

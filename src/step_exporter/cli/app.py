@@ -30,6 +30,7 @@ from step_exporter.cli.options import (
     DEFAULT_URL,
     After,
     Agent,
+    Content,
     Conversation,
     Db,
     Json,
@@ -44,7 +45,7 @@ from step_exporter.cli.options import (
 from step_exporter.cli.output import console, print_json, show
 from step_exporter.cli.text import parse_time
 from step_exporter.cli.waterfall import waterfall
-from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
+from step_exporter.environment import OTEL_EXPORTER_STEPS_URL, keeps_content
 from step_exporter.errors import InputError, NotFoundError
 from step_exporter.store.engine import display_url
 from step_exporter.store.filters import RunFilter, StepFilter
@@ -250,11 +251,12 @@ def import_(
         ),
     ],
     db: Db = DEFAULT_URL,
+    content: Content = None,
     as_json: Json = False,
 ) -> None:
     """Import the spans of OTLP files, as the Collector's file exporter writes them, and the log records among them that
     carry messages."""
-    summary = imports.import_files(files, db, Console(stderr=True))
+    summary = imports.import_files(files, db, Console(stderr=True), content=keeps_content(content, "--content"))
     if as_json:
         print_json(summary.to_dict())
     else:
@@ -271,6 +273,7 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A further name that it is reached by; each of several.")
     ] = None,
+    content: Content = None,
     organization: Organization = None,
     unsafe_no_token: Annotated[
         bool, typer.Option("--unsafe-no-token", help="Ask nobody for a key: whoever reaches the port reads all.")
@@ -279,7 +282,15 @@ def serve(
     """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP. Ctrl-C ends it (exit code 0)."""
     from step_exporter.cli.serve import serve
 
-    serve(db, host, port, names=allow_host or (), unsafe_no_token=unsafe_no_token, organization_id=organization)
+    serve(
+        db,
+        host,
+        port,
+        names=allow_host or (),
+        unsafe_no_token=unsafe_no_token,
+        organization_id=organization,
+        content=keeps_content(content, "--content"),
+    )
 
 
 def _db_option(url: str) -> str:

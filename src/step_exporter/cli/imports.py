@@ -17,6 +17,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from step_exporter.cli.text import count, harmless
+from step_exporter.conventions import all_without_content
 from step_exporter.conventions.logs import MARKER
 from step_exporter.facts import RawSpan
 from step_exporter.otlp import Problem, read_file, read_stream
@@ -63,9 +64,9 @@ class Summary:
         return {**asdict(self), "traces": len(self.traces)}
 
 
-def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
-    """Store the spans of the files; ``-`` is standard input. What is broken is said on ``stderr`` and costs the rest
-    nothing."""
+def import_files(files: Sequence[Path], url: str, stderr: Console, *, content: bool = True) -> Summary:
+    """Store the spans of the files, with or without their ``content``; ``-`` is standard input. What is broken is said
+    on ``stderr`` and costs the rest nothing."""
     summary = Summary()
     engine = create_sync_engine(url, foreign_keys=False)
     try:
@@ -77,16 +78,19 @@ def import_files(files: Sequence[Path], url: str, stderr: Console) -> Summary:
                 if file.name.endswith(TRUTH_SUFFIX):
                     summary.skipped += 1
                 else:
-                    _import_file(file, engine, writer, summary, progress)
+                    _import_file(file, engine, writer, summary, progress, content)
                 progress.update(task, advance=1, description=count(summary.spans, "span"))
     finally:
         engine.dispose()
     return summary
 
 
-def _import_file(file: Path, engine: Engine, writer: Writer, summary: Summary, progress: Progress) -> None:
+def _import_file(
+    file: Path, engine: Engine, writer: Writer, summary: Summary, progress: Progress, content: bool
+) -> None:
     summary.files += 1
-    for batch in _batches(_good(_read(file), summary, progress)):
+    spans = _good(_read(file), summary, progress)
+    for batch in _batches(spans if content else all_without_content(spans)):
         if not summary.traces:  # files without any make no database
             ensure_schema(engine)
         result = writer.write(batch)

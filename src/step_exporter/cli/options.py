@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from step_exporter.environment import OTEL_EXPORTER_STEPS_URL
+from step_exporter.environment import OTEL_EXPORTER_STEPS_CONTENT, OTEL_EXPORTER_STEPS_URL
 
 DEFAULT_URL = "sqlite:///steps.db"
 ORGANIZATION_VARIABLE = "STEP_EXPORTER_ORGANIZATION"
@@ -32,6 +32,15 @@ Organization = Annotated[
     str | None,
     typer.Option(
         "--organization", metavar="ID", envvar=ORGANIZATION_VARIABLE, help="Only what belongs to this organization."
+    ),
+]
+Content = Annotated[
+    str | None,
+    typer.Option(
+        "--content",
+        metavar="[on|off]",
+        help="off stores no prompt, answer, tool argument or result, no error message and no traceback. Else as "
+        f"{OTEL_EXPORTER_STEPS_CONTENT} says, else on.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: times in ns, nothing cut.")]

@@ -21,9 +21,16 @@ _LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def serve(
-    url: str, host: str, port: int, *, names: Sequence[str], unsafe_no_token: bool, organization_id: str | None
+    url: str,
+    host: str,
+    port: int,
+    *,
+    names: Sequence[str],
+    unsafe_no_token: bool,
+    organization_id: str | None,
+    content: bool,
 ) -> None:
-    """Serve until interrupted. Where to go is said on stderr.
+    """Serve until interrupted. Where to go is said on stderr. ``content``: whether that of spans is stored.
 
     Raises ``ConfigurationError`` before it listens, if others could read without a key, packages are missing or the
     host is none; ``StepExporterError`` if it cannot listen there; ``SchemaError`` for a database that is not ours.
@@ -50,7 +57,7 @@ def serve(
         _say(f"Key:    {access.key if chosen is None else f'the value of {TOKEN_VARIABLE}'}")
     config: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    app = create_app(url, access, sessions, organization_id=organization_id)
+    app = create_app(url, access, sessions, organization_id=organization_id, content=content)
     gc.freeze()  # what was imported stays: looking through it cost the first look at 50,000 spans a fifth of its time
     server = uvicorn.Server(
         uvicorn.Config(

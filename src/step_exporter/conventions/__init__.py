@@ -9,7 +9,7 @@ field has one value, by that priority; nothing is summed. What people set with t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
 from msgspec.structs import replace
@@ -48,7 +48,7 @@ from step_exporter.conventions._draft import Draft, freeze, plain
 from step_exporter.conventions.content import Contents
 from step_exporter.facts import RawSpan, Role, SpanFacts
 
-__all__ = ["plain", "read", "without_content"]
+__all__ = ["all_without_content", "plain", "read", "without_content"]
 
 _BESIDES_GENAI = frozenset[str]().union(
     native.MARKERS,
@@ -126,6 +126,11 @@ def without_content(raw: RawSpan) -> RawSpan:
     except Exception:  # a bug in a reader, which is said when it reads what is left
         return bare
     return bare if told is None else replace(bare, attributes={**bare.attributes, from_content.ATTRIBUTE: told})
+
+
+def all_without_content(raws: Iterable[RawSpan]) -> Iterator[RawSpan]:
+    """The spans without any content. Log records, which are nothing but content, are left out."""
+    return (without_content(raw) for raw in raws if logs.MARKER not in raw.attributes)
 
 
 def _read(raw: RawSpan, contents: Contents | None) -> SpanFacts:

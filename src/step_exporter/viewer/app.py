@@ -39,6 +39,7 @@ def create_app(
     *,
     bodies: Bodies | None = None,
     organization_id: str | None = None,
+    content: bool = True,
 ) -> Starlette:
     """The app over one database.
 
@@ -48,9 +49,11 @@ def create_app(
         sessions: Of browsers; made with the key of ``access``.
         bodies: Limits on what is received.
         organization_id: The only one whose steps the pages and the API show and change. Spans are taken of all.
+        content: Whether prompts, answers, tool arguments and results that are received are stored, and the texts of
+            errors.
     """
     store = PageStore(url, organization_id=organization_id)
-    receiver = Receiver(url, bodies)
+    receiver = Receiver(url, bodies, content=content)
     pages = Pages(store, display_url(url))
     live = Live(pages)
     forms = Bodies(_MAX_FORM)

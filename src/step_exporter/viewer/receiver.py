@@ -20,6 +20,7 @@ from sqlalchemy import event
 from starlette.requests import Request
 from starlette.responses import Response
 
+from step_exporter.conventions import all_without_content
 from step_exporter.errors import DatabaseError, InputError
 from step_exporter.facts import RawSpan
 from step_exporter.otlp import (
@@ -79,10 +80,12 @@ _RECORDS = Signal(
 class Receiver:
     """Takes spans and stores them all, whatever they are of."""
 
-    def __init__(self, url: DatabaseURL, bodies: Bodies | None = None) -> None:
+    def __init__(self, url: DatabaseURL, bodies: Bodies | None = None, *, content: bool = True) -> None:
+        """``content``: whether prompts, answers, tool arguments and results are stored, and the texts of errors."""
         self._engine = create_sync_engine(url, foreign_keys=False)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _wait_less)
+        self._content = content
         self._writer: Writer | None = None
         self._opening = anyio.Lock()
         self._bodies = bodies or Bodies()
@@ -139,6 +142,8 @@ class Receiver:
         writer = self._ready()
         problems: list[str] = []
         spans = _good(decoded, problems)
+        if not self._content:
+            spans = all_without_content(spans)
         while batch := list(islice(spans, MAX_BATCH)):
             result = writer.write(batch)
             problems += ["a span could not be stored; it is in the table quarantine"] * result.quarantined
