@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -152,10 +153,33 @@ def test_content_off_leaves_no_byte_of_it_on_disk(
     assert query(tmp_path / "steps.db", "SELECT count(*) FROM spans") == [(2 if is_kept else 1,)]
 
 
+@pytest.mark.once
+def test_old_traces_go_while_it_serves(tmp_path: Path) -> None:
+    has = {"gen_ai.operation.name": "chat"}
+    old, new = (span(trace, 2, None, "chat", 0, 1, has=has) for trace in (1, 2))
+    new |= {"startTimeUnixNano": str(time.time_ns()), "endTimeUnixNano": str(time.time_ns())}
+    with serving(tmp_path, OTEL_EXPORTER_STEPS_RETENTION_DAYS="30") as address:
+        post(f"{address}/v1/traces", document(old, new))
+        deadline = time.monotonic() + 60
+        while query(tmp_path / "steps.db", "SELECT trace_id FROM traces") != [(f"{2:032x}",)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert query(tmp_path / "steps.db", "SELECT actor, action FROM audit") == [("step_exporter", "prune")]
+
+
 def test_a_content_that_is_neither_on_nor_off_makes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_STEPS_CONTENT", "no")
     assert main(["serve", "--db", str(tmp_path / "steps.db")]) == 2
     assert capsys.readouterr().err == "error: OTEL_EXPORTER_STEPS_CONTENT is 'no'; it is 'on' or 'off'\n"
+    assert not (tmp_path / "steps.db").exists()
+
+
+def test_a_retention_that_cannot_be_makes_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_STEPS_RETENTION_DAYS", "x")
+    assert main(["serve", "--db", str(tmp_path / "steps.db")]) == 2
+    assert "OTEL_EXPORTER_STEPS_RETENTION_DAYS is a number of days, not 'x'" in capsys.readouterr().err
     assert not (tmp_path / "steps.db").exists()

@@ -279,7 +279,11 @@ def serve(
         bool, typer.Option("--unsafe-no-token", help="Ask nobody for a key: whoever reaches the port reads all.")
     ] = False,
 ) -> None:
-    """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP. Ctrl-C ends it (exit code 0)."""
+    """Show runs, traces and statistics on a local page, and take spans by OTLP/HTTP. Ctrl-C ends it (exit code 0).
+
+    OTEL_EXPORTER_STEPS_RETENTION_DAYS and OTEL_EXPORTER_STEPS_RETENTION_MAX_BYTES have it delete old traces, every ten
+    minutes.
+    """
     from step_exporter.cli.serve import serve
 
     serve(

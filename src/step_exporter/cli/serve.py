@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from step_exporter.errors import ConfigurationError, DatabaseError, SchemaError, StepExporterError
+from step_exporter.keeper import Retention
 
 TOKEN_VARIABLE = "STEP_EXPORTER_TOKEN"
 _SHUTDOWN_S = 5
@@ -30,10 +31,12 @@ def serve(
     organization_id: str | None,
     content: bool,
 ) -> None:
-    """Serve until interrupted. Where to go is said on stderr. ``content``: whether that of spans is stored.
+    """Serve until interrupted. Where to go is said on stderr. ``content``: whether that of spans is stored. Old traces
+    are deleted as the environment says.
 
-    Raises ``ConfigurationError`` before it listens, if others could read without a key, packages are missing or the
-    host is none; ``StepExporterError`` if it cannot listen there; ``SchemaError`` for a database that is not ours.
+    Raises ``ConfigurationError`` before it listens, if others could read without a key, packages are missing, a
+    setting cannot be used or the host is none; ``StepExporterError`` if it cannot listen there; ``SchemaError`` for a
+    database that is not ours.
     """
     try:
         import uvicorn
@@ -47,6 +50,7 @@ def serve(
     chosen = os.environ.get(TOKEN_VARIABLE) or None
     access = make_access(host, port, key=chosen, names=names, unsafe_no_token=unsafe_no_token)
     sessions = Sessions(access.key)
+    retention = Retention.of(None)
     sockets = _listen(host, port)  # first, so that nothing is said or made where that fails
     _make_tables(url)
     _say(f"Spans:  http://{_place(host, port)}  (OTEL_EXPORTER_OTLP_ENDPOINT, http/protobuf or http/json)")
@@ -57,7 +61,7 @@ def serve(
         _say(f"Key:    {access.key if chosen is None else f'the value of {TOKEN_VARIABLE}'}")
     config: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    app = create_app(url, access, sessions, organization_id=organization_id, content=content)
+    app = create_app(url, access, sessions, organization_id=organization_id, content=content, retention=retention)
     gc.freeze()  # what was imported stays: looking through it cost the first look at 50,000 spans a fifth of its time
     server = uvicorn.Server(
         uvicorn.Config(

@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from step_exporter.errors import AmbiguousIdError, DatabaseError, InputError, NotFoundError, StepExporterError
+from step_exporter.keeper import Retention
 from step_exporter.store.engine import DatabaseURL, display_url
 from step_exporter.viewer.api import Api
 from step_exporter.viewer.body import Bodies, BodyError
@@ -40,20 +41,22 @@ def create_app(
     bodies: Bodies | None = None,
     organization_id: str | None = None,
     content: bool = True,
+    retention: Retention | None = None,
 ) -> Starlette:
     """The app over one database.
 
     Args:
-        url: The database; nothing connects to it before the first request.
+        url: The database; nothing connects to it before the first request, but for ``retention``.
         access: Who may talk to it.
         sessions: Of browsers; made with the key of ``access``.
         bodies: Limits on what is received.
         organization_id: The only one whose steps the pages and the API show and change. Spans are taken of all.
         content: Whether prompts, answers, tool arguments and results that are received are stored, and the texts of
             errors.
+        retention: What is beyond is deleted, every ten minutes.
     """
     store = PageStore(url, organization_id=organization_id)
-    receiver = Receiver(url, bodies, content=content)
+    receiver = Receiver(url, bodies, content=content, retention=retention)
     pages = Pages(store, display_url(url))
     live = Live(pages)
     forms = Bodies(_MAX_FORM)
@@ -98,6 +101,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        receiver.open()
         yield
         receiver.close()
         store.close()

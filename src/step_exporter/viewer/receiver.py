@@ -23,6 +23,7 @@ from starlette.responses import Response
 from step_exporter.conventions import all_without_content
 from step_exporter.errors import DatabaseError, InputError
 from step_exporter.facts import RawSpan
+from step_exporter.keeper import Keeper, Retention
 from step_exporter.otlp import (
     Problem,
     decode_json,
@@ -30,7 +31,7 @@ from step_exporter.otlp import (
     decode_logs_protobuf,
     decode_protobuf,
 )
-from step_exporter.store.engine import DatabaseURL, create_sync_engine
+from step_exporter.store.engine import DatabaseURL, create_sync_engine, display_url
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import MAX_BATCH, Writer
 from step_exporter.store.schema import ensure_schema
@@ -80,8 +81,21 @@ _RECORDS = Signal(
 class Receiver:
     """Takes spans and stores them all, whatever they are of."""
 
-    def __init__(self, url: DatabaseURL, bodies: Bodies | None = None, *, content: bool = True) -> None:
-        """``content``: whether prompts, answers, tool arguments and results are stored, and the texts of errors."""
+    def __init__(
+        self,
+        url: DatabaseURL,
+        bodies: Bodies | None = None,
+        *,
+        content: bool = True,
+        retention: Retention | None = None,
+    ) -> None:
+        """
+        Args:
+            url: The database.
+            bodies: Limits on what is received.
+            content: Whether prompts, answers, tool arguments and results are stored, and the texts of errors.
+            retention: What is beyond is deleted, from ``open`` to ``close``.
+        """
         self._engine = create_sync_engine(url, foreign_keys=False)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _wait_less)
@@ -91,8 +105,17 @@ class Receiver:
         self._bodies = bodies or Bodies()
         self._threads = anyio.CapacityLimiter(_THREADS)
 
+        self._keeper = None if retention is None else Keeper(self._engine, display_url(url), retention)
+
+    def open(self) -> None:
+        """Begin to delete what is beyond the retention, if there is one, whether or not spans come."""
+        if self._keeper is not None:
+            self._keeper.start()
+
     def close(self) -> None:
-        """Close the connections."""
+        """End that, and close the connections."""
+        if self._keeper is not None:
+            self._keeper.stop()
         self._engine.dispose()
 
     async def traces(self, request: Request) -> Response:
