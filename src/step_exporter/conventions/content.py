@@ -255,7 +255,6 @@ VALUE_KEYS = frozenset(
         "gen_ai.request.tools",
         "gen_ai.request.tool_results",
         "gen_ai.request.embedding_inputs",
-        "gen_ai.response.tool_calls",
         # LiveKit; since version 1.5 whatever may quote people has "pii" in its name
         "lk.chat_ctx",
         "lk.instructions",
