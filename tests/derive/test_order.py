@@ -18,6 +18,8 @@ from traces import SAID, TRACE, Fact, History, Pick, agent_program, any_trace, h
 
 from step_exporter.derive import Derivation
 from step_exporter.derive import derivation as derivation_module
+from step_exporter.derive import requests as requests_module
+from step_exporter.derive import tree as tree_module
 from step_exporter.facts import Deletion, Role, TokenUsage
 
 pytestmark = pytest.mark.once
@@ -123,6 +125,34 @@ def test_agents_side_by_side_are_no_matter_to_each_other(monkeypatch: pytest.Mon
         derivation.apply([span(at + 1, Role.LLM, 10 * at, 10 * at + 5, at)])
         derivation.apply([span(at, Role.AGENT, 10 * at, 10 * at + 9, 1)])
     assert len(made) < 500
+
+
+def test_an_agent_s_many_tasks_are_no_matter_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is there twice, as ``execute_task a`` beside ``invoke_agent a``."""
+    compared: list[object] = []
+    stands_for = tree_module.stands_for
+    monkeypatch.setattr(tree_module, "stands_for", lambda *facts: compared.append(facts) or stands_for(*facts))
+    derivation = Derivation(TRACE)
+    for at in range(2, 1_000, 4):
+        began = 100 * at
+        derivation.apply(
+            [
+                span(at + 2, Role.LLM, began + 5, began + 20, at + 1),
+                span(at + 1, Role.OTHER, began + 2, began + 40, 1, name="execute_task a"),
+                span(at, Role.AGENT, began, began + 50, 1, agent_name="a"),
+            ]
+        )
+    assert len(compared) < 2_000
+
+
+def test_parallel_requests_of_one_instrumentation_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[object] = []
+    twins = requests_module.twins
+    monkeypatch.setattr(requests_module, "twins", lambda *nodes: compared.append(nodes) or twins(*nodes))
+    derivation = Derivation(TRACE)
+    for at in range(2, 300):
+        derivation.apply([span(at, Role.LLM, at, 1_000 + at, 1, request_id=f"q{at}")])
+    assert not compared
 
 
 def test_some_hundred_spans_in_random_orders_give_the_same_rows() -> None:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from operator import itemgetter
 
 from step_exporter.derive import ids
-from step_exporter.derive.intervals import Order
+from step_exporter.derive.intervals import Order, by_order
 from step_exporter.derive.logs import Logs
-from step_exporter.derive.loop import Loop, by_order
+from step_exporter.derive.loop import Loop
 from step_exporter.derive.messages import MessageTree, Source
 from step_exporter.derive.plain import derive_plain
 from step_exporter.derive.requests import closest_to_wire

@@ -11,9 +11,8 @@ entries and calls is the run as the tree sees it; beside it each agent keeps a t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import attrgetter
 
-from step_exporter.derive.intervals import UNKNOWN, Timeline
+from step_exporter.derive.intervals import UNKNOWN, Timeline, by_order
 from step_exporter.derive.requests import component, group, handed_on, is_alone, is_tail
 from step_exporter.derive.state import Call, Entry, Scope, Step
 from step_exporter.derive.tree import Node, Tree, may_be_called, opens_run, step_key
@@ -515,7 +514,3 @@ class Loop:
             return llm.request.step
         tool = below.tool
         return self.calls[tool].step if tool is not None and tool in self.calls else None
-
-
-by_order = attrgetter("order")
-"""The key that sorts nodes, entries and calls by (start, span_id)."""

@@ -129,11 +129,11 @@ def sibling_pairs(node: Node, family: Family) -> Iterator[Node]:
     if after is not None and (tail_of(after, node) or handed_on(node.facts, after.facts)):
         seen.add(after)
         yield after
-    near: Iterable[Node] = llms.covering(node.order[0], node.order[0])
-    for other in (*near, *llms.begun_within(node.order[0], node.end)):
-        if other not in seen and twins(node, other):
-            seen.add(other)
-            yield other
+    if len(family.scopes) > 1:  # else only those with one response id are twins
+        for other in (*llms.covering(node.order[0], node.end), *llms.begun_within(node.order[0], node.end)):
+            if other not in seen and twins(node, other):
+                seen.add(other)
+                yield other
     if node.facts.request_id is not None:
         for other in family.by_request_id.get(node.facts.request_id, {}).values():
             if other not in seen:
@@ -151,14 +151,15 @@ def is_alone(node: Node, families: Mapping[str, Family]) -> bool:
     if node.facts.request_id is not None and len(family.by_request_id[node.facts.request_id]) > 1:
         return False
     after = family.llms.after(node.order)
-    if after is not None and (after.order[0] <= node.end or is_tail(after.facts)):
+    if after is not None and is_tail(after.facts):
         return False
-    if len(family.scopes) > 1:
-        before = family.llms.before(node.order)
-        if before is not None and handed_on(before.facts, node.facts):
-            return False
-        if after is not None and handed_on(node.facts, after.facts):
-            return False
+    if len(family.scopes) == 1:  # none of those at the same time is its twin
+        return True
+    if after is not None and (after.order[0] <= node.end or handed_on(node.facts, after.facts)):
+        return False
+    before = family.llms.before(node.order)
+    if before is not None and handed_on(before.facts, node.facts):
+        return False
     return family.llms.reach_before(node.order) < node.order[0]
 
 

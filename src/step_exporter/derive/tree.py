@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from step_exporter.facts import Role, SpanFacts, Value
 
-from .intervals import UNKNOWN, Order, Timeline
+from .intervals import UNKNOWN, Order, Timeline, by_order
 from .linked import Linked
 
 TOOL_BETWEEN, STEP_BETWEEN, SERVICE_BETWEEN = 1, 2, 4
@@ -123,8 +123,8 @@ class Family:
 
     def __init__(self) -> None:
         self.children: dict[str, Node] = {}
-        self.agents: dict[str, Node] = {}
-        self.plain: dict[str, Node] = {}
+        self.agents: Timeline[Node] | None = None
+        self.plain: Timeline[Node] | None = None  # kept once there is an agent, whose twins they may be
         # Kept by the derivation for the grouping of requests
         self.llms: Timeline[Node] = Timeline()
         self.by_request_id: dict[str, dict[str, Node]] = {}
@@ -153,16 +153,24 @@ class Family:
         span_id, role = node.facts.span_id, node.facts.role
         self.children[span_id] = node
         if role is Role.AGENT:
-            self.agents[span_id] = node
-        elif role is Role.OTHER:
-            self.plain[span_id] = node
+            if self.agents is None:
+                self.agents, self.plain = Timeline(), Timeline()
+                for child in sorted(self.children.values(), key=by_order):
+                    if child.facts.role is Role.OTHER:
+                        self.plain.add(child)
+            self.agents.add(node)
+        elif role is Role.OTHER and self.plain is not None:
+            self.plain.add(node)
 
     def remove(self, node: Node) -> None:
         """Let a child go, as what it came."""
-        span_id = node.facts.span_id
-        self.children.pop(span_id, None)
-        self.agents.pop(span_id, None)
-        self.plain.pop(span_id, None)
+        del self.children[node.facts.span_id]
+        if self.agents is None or self.plain is None:
+            return
+        if node.facts.role is Role.AGENT:
+            self.agents.remove(node)
+        elif node.facts.role is Role.OTHER:
+            self.plain.remove(node)
 
 
 def step_key(facts: SpanFacts) -> str | None:
@@ -316,7 +324,10 @@ class Tree:
                 loose.update((span_id, kid) for span_id, kid in node.kids.items() if kid.twin_of is node)
             if node.parent_id is not None and node.facts.role is Role.AGENT:
                 siblings = self.families[node.parent_id].plain
-                loose.update((span_id, kid) for span_id, kid in siblings.items() if stands_for(kid.facts, node.facts))
+                assert siblings is not None
+                for kid in siblings.begun_within(node.order[0], node.end):
+                    if kid.end <= node.end and stands_for(kid.facts, node.facts):
+                        loose[kid.facts.span_id] = kid
         for node in loose.values():
             self._hang(node, self._parent(node))
         self._break_cycles(loose)
@@ -357,14 +368,10 @@ class Tree:
         best: Node | None = None
         parent_id = node.parent_id
         if node.facts.role is Role.OTHER and parent_id is not None and not node.cut:
-            for agent in self.families[parent_id].agents.values():
-                if (
-                    agent.order[0] <= node.order[0]
-                    and agent.end >= node.end
-                    and (best is None or agent.order > best.order)
-                    and stands_for(node.facts, agent.facts)
-                ):
-                    best = agent
+            agents = self.families[parent_id].agents
+            if agents is not None:
+                around = agents.covering(node.order[0], node.end)
+                best = next((agent for agent in around if stands_for(node.facts, agent.facts)), None)
         node.twin_of = best
         if best is not None:
             self._hang(node, best)
