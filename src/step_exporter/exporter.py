@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -76,6 +77,12 @@ class DropReason(StrEnum):
     """Anything else: a defect of this package, or memory that ran out."""
 
 
+_REFUSED = {
+    DropReason.AFTER_SHUTDOWN: "they ended after shutdown, which has to come last",
+    DropReason.QUEUE_FULL: "more ended than are written meanwhile; a larger max_queue takes longer bursts",
+    DropReason.DEADLINE: "shutdown had no time left to write or spool them; give it more",
+}
+"""Why, and what to do, for people."""
 _COUNTED = " (further ones are counted in stats())"
 _PAUSE_S = 1.0
 """After a failure the database is left alone for so long, doubled each time: an app that exports span by span must not
@@ -198,6 +205,8 @@ class StepSpanExporter(SpanExporter):
         self._bring_in_at = 0.0
         self._spool: Spool | None = None
         self._uncommitted: _Parts = []
+        self._told = 0
+        """How many reasons for drops the database was told of."""
         self._metrics: Metrics | None = None
 
     # The SDK's side
@@ -416,7 +425,7 @@ class StepSpanExporter(SpanExporter):
             ended = 0 if was_rescued else sum(item.encoded.raw.ended for item in spans) + len(refused)
             self._count(result, ended)
         self._reached()
-        if self._counts["spooled"] or time.monotonic() >= self._adopt_at:
+        if self._counts["spooled"] or time.monotonic() >= self._adopt_at or len(self._dropped) > self._told:
             self._tend()
 
     def _may_try(self) -> None:
@@ -461,7 +470,7 @@ class StepSpanExporter(SpanExporter):
     def _release(self) -> None:
         shared, self._shared = self._shared, None
         if shared is not None:
-            shared.release(id(self), self._account(), is_reachable=self._retry_at == 0.0)
+            shared.release(id(self), self._account(), is_reachable=time.monotonic() >= self._retry_at)
 
     def _close_spool(self) -> None:
         """Leave what is in it to whoever reaches the database next."""
@@ -485,7 +494,8 @@ class StepSpanExporter(SpanExporter):
 
     def _account(self) -> Account:
         counts = self._counts
-        dropped = {str(reason): count for reason, count in self._dropped.items()}
+        with self._counting:
+            dropped = {str(reason): count for reason, count in self._dropped.items()}
         return Account(self._seen, counts["committed"], counts["spooled"], dropped)
 
     def _tend(self) -> None:
@@ -496,7 +506,9 @@ class StepSpanExporter(SpanExporter):
             return
         try:
             shared.make_ready()
-            shared.beat(id(self), self._account())
+            account = self._account()
+            shared.beat(id(self), account)
+            self._told = len(account.dropped)
         except BaseException:
             self._pause()
             raise
@@ -650,11 +662,18 @@ class StepSpanExporter(SpanExporter):
                 raise error
         return self._dropped.total() == before
 
-    def refuse(self, given: int, reason: DropReason) -> None:
-        """Count spans as dropped that nobody will be given."""
+    def refuse(self, given: int, reason: DropReason, *, quietly: bool = False) -> None:
+        """Count spans as dropped that nobody will be given, and say so."""
+        if not given:
+            return
         with self._counting:
             self._seen += given
             self._dropped[reason] += given
+            place = f" for {self._shared.place}" if self._shared is not None else ""
+        if quietly or sys.is_finalizing():  # then logging may be gone, and writes tracebacks of its own
+            return
+        message = "step_exporter: spans%s are dropped (%s): %s%s"
+        self._notices.say(reason, message, place, reason, _REFUSED.get(reason, "they were refused"), _COUNTED)
 
     def _count(self, result: WriteResult, committed: int) -> None:
         self._counts["committed"] += committed

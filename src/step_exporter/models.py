@@ -251,7 +251,7 @@ class Deletion(Base):
 
 
 class Process(Base):
-    """A process that writes spans as they open, so that a dead one's can be told from a slow one's."""
+    """A process that writes: what became of its spans, and whether a dead one or a slow one left spans open."""
 
     __tablename__ = "processes"
 

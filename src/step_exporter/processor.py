@@ -145,6 +145,7 @@ class StepSpanProcessor(SpanProcessor):
         self._closed = False
         self._is_finished = False
         """Whether nothing is left to do since shutdown."""
+        self._is_replaced = False
         self._renew()
         _processors.add(self)
         renew_in_child(self)
@@ -192,7 +193,8 @@ class StepSpanProcessor(SpanProcessor):
             self._wake.put(None)
 
     def _refuse(self, count: int) -> None:
-        self._exporter.refuse(count, DropReason.AFTER_SHUTDOWN if self._closed else DropReason.QUEUE_FULL)
+        reason = DropReason.AFTER_SHUTDOWN if self._closed else DropReason.QUEUE_FULL
+        self._exporter.refuse(count, reason, quietly=self._is_replaced)
 
     def _start(self) -> None:
         with self._starting:
@@ -215,6 +217,10 @@ class StepSpanProcessor(SpanProcessor):
     def is_closed(self) -> bool:
         """Whether it was shut down."""
         return self._closed
+
+    def stand_aside(self) -> None:
+        """Say nothing of further spans, which another processor of the same provider stores."""
+        self._is_replaced = True
 
     def force_flush(self, timeout_millis: int | None = 30_000) -> bool:
         """Whether every span that had ended is in the database: none dropped since the last call, none spooled."""
@@ -597,6 +603,8 @@ def configure(
     }
     processor, before = _configured.get(provider, (None, asked))
     if processor is None or processor.is_closed:
+        if processor is not None:
+            processor.stand_aside()
         processor = StepSpanProcessor(**asked)
         provider.add_span_processor(processor)
         _configured[provider] = processor, asked

@@ -6,6 +6,7 @@ Two would only wait for each other, and each would have to read what the other w
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,11 +14,19 @@ from collections import Counter
 from pathlib import Path
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
 
 from step_exporter.errors import ConfigurationError
 from step_exporter.keeper import Keeper, Retention
 from step_exporter.store.encryption import Cipher, cipher_of, make_cipher
-from step_exporter.store.engine import DatabaseURL, create_sync_engine, display_url, sqlite_path, sync_url
+from step_exporter.store.engine import (
+    DatabaseURL,
+    create_sync_engine,
+    display_url,
+    impatient,
+    sqlite_path,
+    sync_url,
+)
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import Writer
 from step_exporter.store.postgresql import ANSWER_S
@@ -41,11 +50,13 @@ class SharedWriter:
         self.is_ready = False
         self.lock = threading.Lock()
         self._process_id: str | None = None
-        self._beaten_at = 0.0
+        self._beaten_at = -math.inf
         self._path = path
         self._inode: tuple[int, int] | None = None
         """Of the SQLite file: one that is deleted or replaced could be written to without an error."""
         self._accounts: dict[int, Account] = {}
+        self._told: frozenset[str] = frozenset()
+        """The reasons for drops that are in ``processes``."""
         self._keeper: Keeper | None = None
 
     def make_ready(self) -> Writer:
@@ -86,15 +97,32 @@ class SharedWriter:
             return self._process_id
 
     def beat(self, user: int, account: Account) -> None:
-        """Say that this process lives and what became of its spans, if it put itself down and it is time to.
+        """Say that this process lives and what became of its spans, if there is anything to say and it is time to:
+        every ten seconds, and when spans are dropped for a new reason.
 
         ``user`` tells the accounts of several exporters apart.
         """
         with self.lock:
             self._accounts[user] = account
-            if self._process_id is not None and time.monotonic() - self._beaten_at >= HEARTBEAT_S:
-                self._beaten_at = time.monotonic()
-                heartbeat(self.engine, self._process_id, self._account())
+            total = self._account()
+            if self._process_id is None and total.is_empty:
+                return
+            now = time.monotonic()
+            if now - self._beaten_at < HEARTBEAT_S and total.dropped.keys() <= self._told:
+                return
+            self._beaten_at = now
+            try:
+                self._tell(self.engine, total)
+            except ProgrammingError as error:  # a role that may write traces only: that costs no span
+                _log.warning("step_exporter cannot keep account of this process's spans: %s", cause(error))
+                self._beaten_at = math.inf
+
+    def _tell(self, engine: Engine, account: Account, *, ended: bool = False) -> None:
+        if self._process_id is None:
+            self._process_id = register(engine, account, ended=ended)
+        else:
+            heartbeat(engine, self._process_id, account, ended=ended)
+        self._told = frozenset(account.dropped)
 
     def _account(self) -> Account:
         dropped = Counter[str]()
@@ -107,12 +135,13 @@ class SharedWriter:
         """Begin anew in a forked child, which is another process."""
         self.lock = threading.Lock()
         self._process_id = None
-        self._accounts = {}
+        self._beaten_at = -math.inf
+        self._accounts, self._told = {}, frozenset()
         self.writer.after_fork()
 
     def release(self, user: int, account: Account, *, is_reachable: bool = True) -> None:
-        """One user less; the last one says that the process ends, if the database can be reached, and closes the
-        connections."""
+        """One user less; the last one says what became of the process's spans, and closes the connections. If the
+        database could not be reached just now, that is tried only where it takes no time: with a file."""
         self._accounts[user] = account
         with _lock:
             self.users -= 1
@@ -121,12 +150,22 @@ class SharedWriter:
             _shared.pop(self.key, None)
         if self._keeper is not None:
             self._keeper.stop()
-        if self._process_id is not None and is_reachable:
-            try:
-                heartbeat(self.engine, self._process_id, self._account(), ended=True)
-            except Exception as error:  # whoever looks will find the process gone
-                _log.debug("step_exporter could not say that it ends: %s", cause(error))
+        try:
+            self._take_leave(is_reachable)
+        except Exception as error:  # whoever looks will find the process gone
+            _log.debug("step_exporter could not say that it ends: %s", cause(error))
         self.engine.dispose()
+
+    def _take_leave(self, is_reachable: bool) -> None:
+        account = self._account()
+        if (self._process_id is None and account.is_empty) or not (is_reachable or self._path is not None):
+            return
+        if self._path is not None and not self._path.exists():  # what is gone, or was never made, is not made for this
+            return
+        engine = self.engine if is_reachable else impatient(self.engine)
+        if not self.is_ready:
+            ensure_schema(engine)
+        self._tell(engine, account, ended=True)
 
 
 def _inode(path: Path | None) -> tuple[int, int] | None:

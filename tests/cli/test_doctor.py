@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cli_seeds import Cli
 
+from sdk_spans import run_program
 from step_exporter.facts import RawSpan
 from step_exporter.spool import Spool, spool_directory, spooled
 from step_exporter.store import engine as engines
@@ -26,6 +27,28 @@ def test_a_sound_database(imported: Cli) -> None:
     assert found["integrity"] == "ok"
     assert found["quarantine"] == {}
     assert found["stored"]["traces"] == 2
+
+
+def test_without_a_report_of_a_writer_it_does_not_say_that_all_is_well(imported: Cli) -> None:
+    [line] = [line for line in imported("doctor").out.splitlines() if "seen" in line]
+    assert " ".join(line.split()) == "– seen no writer has reported what became of its spans"
+    assert json.loads(imported("doctor", "--json").out)["seen"] is None
+
+
+def test_a_writer_that_was_killed_is_one_without_a_last_report(cli: Cli, tmp_path: Path) -> None:
+    app = """
+    import os, step_exporter
+    from opentelemetry.sdk.trace import TracerProvider
+    handle = step_exporter.configure("steps.db", provider=TracerProvider())
+    handle.provider.get_tracer("app").start_span("chat", attributes={"gen_ai.operation.name": "chat"}).end()
+    assert handle.flush().committed == 1
+    os._exit(0)
+    """
+    assert run_program(app, tmp_path).returncode == 0
+    [line] = [line for line in cli("doctor").out.splitlines() if "seen" in line]
+    assert line.startswith("– ")
+    assert line.endswith("1 spans, 1 committed, 0 spooled, 0 dropped; 1 writer ended without a last report")
+    assert json.loads(cli("doctor", "--json").out)["seen"]["unknown"] == 1
 
 
 def test_where_there_is_nothing_it_makes_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -437,6 +437,25 @@ def test_c8_a_role_that_may_not_write_is_told_what_to_grant(
     exporter.shutdown()
 
 
+def test_c8_a_role_that_may_keep_no_account_stores_its_spans(
+    cluster: Cluster, name: str, url: str, role: str, assert_invariants: Any, caplog: Any
+) -> None:
+    engine = create_sync_engine(url)
+    ensure_schema(engine)
+    engine.dispose()
+    grants = "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES", "USAGE ON ALL SEQUENCES"
+    cluster.execute(*(f"GRANT {grant} IN SCHEMA public TO {role}" for grant in grants), database=name)
+    cluster.execute(f"REVOKE INSERT ON processes FROM {role}", database=name)
+    exporter = StepSpanExporter(cluster.url(name, role))
+    exporter.export(spans(1, 10))
+    exporter.export(spans(11, 20))
+    assert exporter.stats().committed == 20
+    assert_invariants(url, exporter.stats(), spans=20, faults=0)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "cannot keep account of this process's spans: permission denied for table processes" in line
+    exporter.shutdown()
+
+
 def test_c9_a_wrong_password_is_in_no_message_and_not_tried_again_and_again(
     cluster: Cluster, name: str, role: str, caplog: Any
 ) -> None:

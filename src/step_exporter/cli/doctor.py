@@ -26,13 +26,16 @@ from step_exporter.store import sqlite
 from step_exporter.store.audit import Caller, current_user
 from step_exporter.store.engine import BUSY_TIMEOUT_S, create_sync_engine, display_url, sqlite_path
 from step_exporter.store.failures import cause
-from step_exporter.store.processes import find_abandoned
+from step_exporter.store.processes import find_abandoned, without_last_account
 from step_exporter.store.requeue import requeue
 from step_exporter.store.schema import check_schema, schema_version
 from step_exporter.text import harmless
 
 _TABLES = Base.metadata.tables
 _SPANS, _QUARANTINE, _PROCESSES = _TABLES["spans"], _TABLES["quarantine"], _TABLES["processes"]
+
+
+_MARKS = {True: ("✓ ", "green"), False: ("! ", "bold yellow"), None: ("– ", "dim")}
 
 
 class Finding(NamedTuple):
@@ -42,7 +45,8 @@ class Finding(NamedTuple):
     value: Any
     said: str
     """For people."""
-    is_well: bool = True
+    is_well: bool | None = True
+    """None if nobody can tell."""
 
 
 @app.command()
@@ -93,8 +97,7 @@ def examine(db: str, *, again: bool = False, spool: Path | None = None) -> list[
 def lines(findings: list[Finding]) -> Iterator[RenderableType]:
     """The findings for a terminal."""
     for finding in findings:
-        mark = ("✓ ", "green") if finding.is_well else ("! ", "bold yellow")
-        yield Text.assemble(mark, (f"{finding.name:<12}", "bold"), harmless(finding.said))
+        yield Text.assemble(_MARKS[finding.is_well], (f"{finding.name:<12}", "bold"), harmless(finding.said))
 
 
 def _show(findings: list[Finding], as_json: bool) -> None:
@@ -160,13 +163,20 @@ def _processes(conn: Connection) -> Finding:
     query = select(_PROCESSES.c.seen, _PROCESSES.c.committed, _PROCESSES.c.spooled, _PROCESSES.c.dropped)
     seen = committed = spooled = 0
     dropped = Counter[str]()
-    for row in conn.execute(query.where(_PROCESSES.c.seen.is_not(None))):
+    rows = conn.execute(query.where(_PROCESSES.c.seen.is_not(None))).all()
+    if not rows:  # serve and import answer whoever sends, and keep no account
+        return Finding("seen", None, "no writer has reported what became of its spans", None)
+    for row in rows:
         seen, committed, spooled = seen + row.seen, committed + row.committed, spooled + row.spooled
         dropped.update(cast("dict[str, int]", row.dropped or {}))
     said = f"{seen:,} spans, {committed:,} committed, {spooled:,} spooled, {sum(dropped.values()):,} dropped"
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items()))
-    value = {"seen": seen, "committed": committed, "spooled": spooled, "dropped": dict(dropped)}
-    return Finding("seen", value, said + (f" ({reasons})" if reasons else ""), not dropped)
+    said += f" ({reasons})" if reasons else ""
+    unknown = without_last_account(conn)
+    if unknown:
+        said += f"; {count(unknown, 'writer')} ended without a last report"
+    value = {"seen": seen, "committed": committed, "spooled": spooled, "dropped": dict(dropped), "unknown": unknown}
+    return Finding("seen", value, said, False if dropped else None if unknown else True)
 
 
 def _log(size: int) -> Finding:

@@ -42,6 +42,9 @@ DatabaseURL = str | os.PathLike[str] | URL
 BUSY_TIMEOUT_S = 10
 """How long a SQLite transaction waits for another process's."""
 
+_PATIENCE = "step_exporter_patience_s"
+"""The execution option that says so of one engine's transactions."""
+
 _SYNCHRONOUS = ("NORMAL", "FULL")
 _SQLITE = frozenset({"sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"})
 _POSTGRESQL = frozenset(
@@ -141,6 +144,11 @@ def create_async_store_engine(
         engine = create_async_engine(target, **_options(target, read_only, pool, encryption_key))
     _prepare(engine.sync_engine, sync_url(url), read_only)
     return engine
+
+
+def impatient(engine: Engine) -> Engine:
+    """The engine, with its connections, whose transactions on a SQLite file do not wait for another process's."""
+    return engine.execution_options(**{_PATIENCE: 0})
 
 
 # URLs
@@ -297,7 +305,8 @@ def _prepare(
             if read_only:
                 sqlite.begin_reading(connection)
             else:
-                sqlite.begin_writing(connection, BUSY_TIMEOUT_S)
+                patience_s: float = connection.get_execution_options().get(_PATIENCE, BUSY_TIMEOUT_S)
+                sqlite.begin_writing(connection, patience_s)
 
         event.listen(engine, "begin", begin)
         event.listen(engine, "handle_error", sqlite.on_error)

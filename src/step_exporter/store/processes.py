@@ -1,4 +1,4 @@
-"""Processes that put spans down as they open, and what became of them.
+"""Processes that write, and what became of their spans.
 
 An open span whose process is gone will not end any more. Whoever finds that out (a writer at its start, ``doctor``,
 ``tail``, the page) records it as a fact: the span gets ``abandoned_ns``, and ``step_exporter.abandoned`` says why. An
@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
-from sqlalchemy import Connection, Engine, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from step_exporter.errors import StepExporterError
@@ -42,25 +53,6 @@ ABANDONED = "step_exporter.abandoned"
 _PROCESSES, _SPANS = Base.metadata.tables["processes"], Base.metadata.tables["spans"]
 
 
-def register(engine: Engine) -> str:
-    """Put this process down; its id."""
-    id_ = uuid.uuid4().hex
-    with engine.begin() as conn:
-        now = _now(conn)
-        conn.execute(
-            insert(_PROCESSES).values(
-                id=id_,
-                host=platform.node(),
-                boot_id=_boot_id(),
-                pid=os.getpid(),
-                pid_start=_start_of(os.getpid()),
-                started_at=now,
-                heartbeat_at=now,
-            )
-        )
-    return id_
-
-
 class Account(NamedTuple):
     """What became of the spans that ended in a process."""
 
@@ -69,6 +61,31 @@ class Account(NamedTuple):
     spooled: int
     dropped: Mapping[str, int]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell: spans that were let go are none of anybody's business."""
+        return not (self.committed or self.spooled or self.dropped)
+
+
+def register(engine: Engine, account: Account | None = None, *, ended: bool = False) -> str:
+    """Put this process down, perhaps with what became of its spans so far and that it ends; its id."""
+    id_ = uuid.uuid4().hex
+    with engine.begin() as conn:
+        now = _now(conn)
+        values: dict[str, Any] = {
+            "id": id_,
+            "host": platform.node(),
+            "boot_id": _boot_id(),
+            "pid": os.getpid(),
+            "pid_start": _start_of(os.getpid()),
+            "started_at": now,
+            "heartbeat_at": now,
+            **(account._asdict() if account is not None else {}),
+            **({"ended_at": now} if ended else {}),
+        }
+        conn.execute(insert(_PROCESSES).values(values))
+    return id_
+
 
 def heartbeat(engine: Engine, id_: str, account: Account, *, ended: bool = False) -> None:
     """Say that a process lives, or that it ends, and what became of its spans."""
@@ -76,6 +93,13 @@ def heartbeat(engine: Engine, id_: str, account: Account, *, ended: bool = False
         now = _now(conn)
         values: dict[str, Any] = {"heartbeat_at": now, **account._asdict(), **({"ended_at": now} if ended else {})}
         conn.execute(update(_PROCESSES).where(_PROCESSES.c.id == id_).values(values))
+
+
+def without_last_account(conn: Connection) -> int:
+    """How many processes are gone, and did not tell at their end what became of their spans."""
+    query = select(_PROCESSES, _silent(conn).label("silent")).where(_PROCESSES.c.ended_at.is_(None))
+    here = _here()
+    return sum(_how_gone(row, here) is not None for row in conn.execute(query))
 
 
 def find_abandoned(engine: Engine, writer: Writer | None = None, *, reader: Engine | None = None) -> int:
@@ -131,19 +155,27 @@ def _gone(conn: Connection) -> dict[str, str]:
     has_open = select(_SPANS.c.process_id).where(
         _SPANS.c.state == literal_column("'open'"), _SPANS.c.process_id.is_not(None), _SPANS.c.abandoned_ns.is_(None)
     )
-    silent = _PROCESSES.c.heartbeat_at < _now(conn, SILENT_S)
-    query = select(_PROCESSES, silent.label("silent")).where(_PROCESSES.c.id.in_(has_open))
-    host, boot_id = platform.node(), _boot_id()
-    gone: dict[str, str] = {}
-    for row in conn.execute(query):
-        if row.ended_at is not None:
-            gone[row.id] = "ended"
-        elif boot_id is not None and (row.host, row.boot_id) == (host, boot_id):
-            if not _runs(row.pid, row.pid_start):
-                gone[row.id] = "not_running"
-        elif row.silent:
-            gone[row.id] = "silent"
-    return gone
+    query = select(_PROCESSES, _silent(conn).label("silent")).where(_PROCESSES.c.id.in_(has_open))
+    here = _here()
+    return {row.id: how for row in conn.execute(query) if (how := _how_gone(row, here)) is not None}
+
+
+def _here() -> tuple[str, str | None]:
+    """The host and its boot."""
+    return platform.node(), _boot_id()
+
+
+def _how_gone(row: Row[Any], here: tuple[str, str | None]) -> str | None:
+    """How it is known that a process of ``processes`` is gone; None if it is not."""
+    if row.ended_at is not None:
+        return "ended"
+    if row.boot_id is not None and (row.host, row.boot_id) == here:
+        return None if _runs(row.pid, row.pid_start) else "not_running"
+    return "silent" if row.silent else None
+
+
+def _silent(conn: Connection) -> ColumnElement[bool]:
+    return _PROCESSES.c.heartbeat_at < _now(conn, SILENT_S)
 
 
 def _open_spans(conn: Connection, processes: dict[str, str]) -> dict[str, list[str]]:
