@@ -30,6 +30,11 @@ class TestStats:
         assert weather.startswith("weather 2 0.0% 200 ms / 200 ms / 200 ms 100 ms / 200 ms 100 ms / 100 ms – 302 → 84")
         assert travel.startswith("travel 1 100.0%")
 
+    def test_hours_and_days_say_that_they_are_utc(self, imported: Cli) -> None:
+        for group in ("hour", "day"):
+            assert imported("stats", "--by", group).out.startswith(f"{group} (UTC) ")
+        assert "hour (UTC), day (UTC)" in " ".join(imported("stats", "--help").out.replace("│", " ").split())
+
     def test_groups_combine_and_filters_hold(self, imported: Cli) -> None:
         found = imported("stats", "--by", "day", "--by", "provider", "--agent", "weather", "--json").json
         assert [record["group"] for record in found] == [{"day": "2026-11-22", "provider": "openai"}]
@@ -53,7 +58,7 @@ class TestStats:
         assert "too narrow" not in full
         monkeypatch.setenv("COLUMNS", "80")
         head, *_, said = imported("stats", "--by", "day").out.splitlines()
-        assert head.split()[:3] == ["day", "steps", "failed"]
+        assert head.split()[:4] == ["day", "(UTC)", "steps", "failed"]
         assert len(head) <= 80
         assert said == "too narrow for LLM p50/p95, tools p50/p95, ttft p50/p95, tok/s; --json has all"
         monkeypatch.setenv("COLUMNS", "40")

@@ -23,11 +23,16 @@ _LEFT_OUT = ("step p50/p95/p99>", "LLM p50/p95>", "tools p50/p95>", "ttft p50/p9
 """Columns that a narrow terminal goes without, the last ones first."""
 
 
+def _in_words(group: str) -> str:
+    return f"{group} (UTC)" if group in ("hour", "day") else group  # times elsewhere are local ones
+
+
 @app.command()
 def stats(
     db: Db = URL,
     by: Annotated[
-        list[str] | None, typer.Option(metavar="GROUP", help=f"One of {', '.join(GROUPS)}; several are combined.")
+        list[str] | None,
+        typer.Option(metavar="GROUP", help=f"One of {', '.join(map(_in_words, GROUPS))}; several are combined."),
     ] = None,
     agent: Agent = None,
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
@@ -58,7 +63,7 @@ def stats(
 
 def _table(found: Sequence[StatsRecord], groups: Sequence[str], cost: bool) -> Iterator[RenderableType]:
     headings = [
-        *groups,
+        *map(_in_words, groups),
         "steps>",
         "failed>",
         "step p50/p95/p99>",
