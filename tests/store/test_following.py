@@ -76,6 +76,15 @@ def test_a_late_step_of_long_ago_is_news(writer: Writer, store: FollowedStore) -
     assert ids(follower) == [1]
 
 
+def test_steps_of_one_commit_come_by_their_start(writer: Writer, store: FollowedStore) -> None:
+    follower = Follower(store, StepFilter())
+    several = [span(number, trace=trace) for number, trace in ((5_003, 9), (5_001, 8), (5_002, 8), (7_000, 1))]
+    writer.write([*several, *(span(number * 100_000, trace=2) for number in range(20, 0, -1))])
+    writer.write([span(1_000, trace=3)])  # written later, whenever it began
+    starts = [step.metrics and step.metrics.step_start_ns for step in follower.news()]
+    assert starts == [5_001, 5_002, 5_003, 7_000, *(number * 100_000 for number in range(1, 21)), 1_000]
+
+
 def test_a_filter_holds(writer: Writer, store: FollowedStore) -> None:
     follower = Follower(store, StepFilter(model="other"))
     writer.write([span(1_000), span(2_000, attributes={**LLM, "gen_ai.request.model": "other"})])

@@ -33,7 +33,8 @@ def tail(
     organization: Organization = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one step a line.")] = False,
 ) -> None:
-    """Follow steps live: each is printed when it appears and whenever it changes. Ctrl-C ends it.
+    """Follow steps live: each is printed when it appears and whenever it changes, those of one commit by their start.
+    Ctrl-C ends it.
 
     Records on the way what processes that are gone left open. The clocks of writers may differ by half a minute.
     """

@@ -45,8 +45,15 @@ class Follower:
         self._first = begin if len(last) < REMEMBERED else last[0]
 
     def news(self) -> list[StepRecord]:
-        """The first ones written first; a flood of them in several calls."""
-        return self._store.steps_of(self._look())
+        """The first ones written first, those of one commit by their start; a flood of them in several calls."""
+        changes = self._look()
+        written = {(change.trace_id, change.id): change.updated_at for change in changes}
+
+        def place(step: StepRecord) -> tuple[datetime, datetime, int]:
+            start_ns = step.metrics and step.metrics.step_start_ns  # created_at is cut to microseconds
+            return written[step.trace_id, step.id], step.created_at, start_ns or 0
+
+        return sorted(self._store.steps_of(changes), key=place)
 
     def _look(self) -> list[Change]:
         found = self._store.changes(self._which, self._first, 2 * REMEMBERED)
