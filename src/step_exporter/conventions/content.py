@@ -35,7 +35,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from step_exporter.conventions import genai_message, llama_index
+from step_exporter.conventions import genai_message
 from step_exporter.conventions.genai_message import GenAIMessage
 from step_exporter.facts import AttributeValue, Content, ContentValue, Event, RawSpan, Value
 
@@ -71,28 +71,23 @@ MESSAGE_KEYS = frozenset(
         "events",
         "request_data",
         "response_data",
-        "input",  # Logfire on the OpenAI Agents SDK and Pipecat, here and below
-        "output",
         # Google ADK
         "gcp.vertex.agent.llm_request",
         "gcp.vertex.agent.llm_response",
         "gcp.vertex.agent.data",
-        # Langfuse, LangWatch, AgentOps
+        # Langfuse, LangWatch, AgentOps, Braintrust
         "langfuse.observation.input",
         "langfuse.observation.output",
         "langfuse.trace.input",
         "langfuse.trace.output",
         "langwatch.input",
         "langwatch.output",
-        "braintrust.input_json",
-        "braintrust.output_json",
-        "braintrust.input",
-        "braintrust.output",
-        # Quarkus
-        "gen_ai.content.prompt",
-        "gen_ai.content.completion",
         "agentops.entity.input",
         "agentops.entity.output",
+        "braintrust.input",
+        "braintrust.input_json",
+        "braintrust.output",
+        "braintrust.output_json",
         # Haystack, Laminar, Genkit, Mastra, openlit
         "haystack.agent.step.llm.input",
         "haystack.agent.step.llm.output",
@@ -108,6 +103,12 @@ MESSAGE_KEYS = frozenset(
         "gen_ai.output",
         "gen_ai.workflow.input",
         "gen_ai.workflow.output",
+        # Quarkus
+        "gen_ai.content.prompt",
+        "gen_ai.content.completion",
+        # Pipecat, and Logfire on the OpenAI Agents SDK
+        "input",
+        "output",
     }
 )
 """Attributes whose value may hold many messages: taken apart into one element per message."""
@@ -245,17 +246,19 @@ VALUE_KEYS = frozenset(
         "tool.arguments",
         "tool_call.function.arguments",
         "instructions",  # MLflow on OpenAI's Responses API
+        # Braintrust
         "braintrust.expected",
         "tool.input",
-        "raw_input",  # Logfire on the OpenAI Agents SDK, here and below
+        # Logfire on the OpenAI Agents SDK
+        "raw_input",
         "response",
-        # OpenInference before it numbered them, Langtrace, openlit
+        # OpenInference before it numbered them, openlit
         "llm.prompts",
         "embedding.text",
         "gen_ai.request.tools",
         "gen_ai.request.tool_results",
         "gen_ai.request.embedding_inputs",
-        # LiveKit; since version 1.5 whatever may quote people has "pii" in its name
+        # LiveKit; since version 1.5 with "pii" in the name
         "lk.chat_ctx",
         "lk.instructions",
         "lk.user_input",
@@ -319,8 +322,8 @@ SENSITIVE_KEYS = frozenset(
         "logfire.msg",
         "langfuse.observation.status_message",
         "message",  # AutoGen's own spans, of what agents send each other
-        "text",  # Pipecat's, of what was spoken
-        "error",  # Logfire's on the OpenAI Agents SDK
+        "text",  # Pipecat's, of what is spoken
+        "error",  # Logfire's on the OpenAI Agents SDK, Claude Code's
         "gen_ai.agent.description",
         "gen_ai.agent.action_errors",
         "gen_ai.action.error",
@@ -330,7 +333,22 @@ SENSITIVE_KEYS = frozenset(
         "tool.description",
     }
 )
-"""No content, but text that may quote it: ``strip`` removes it too."""
+"""No content, but text that may quote it: ``strip`` removes it too. A boolean quotes nothing, as ``error: true``."""
+
+_TOLD_BY_EVENTS = {
+    "llamaindex.opentelemetry.tracer": (
+        "class_name",
+        "id_",
+        "model_dict.class_name",
+        "model_dict.model",
+        "response.raw.id",
+        "response.raw.model",
+        "response.raw.usage.",
+        "span_id",
+        "timestamp",
+    )
+}
+"""Scopes whose events hold whole objects, flattened, with the beginnings of the fields that quote nobody."""
 
 CONTENT_KEYS = MESSAGE_KEYS | VALUE_KEYS
 
@@ -530,19 +548,11 @@ def is_content(key: str) -> bool:
 def strip(raw: RawSpan) -> RawSpan:
     """The span without any content: names, ids, counts and error types stay, prompts, replies, tool arguments,
     results, error messages and tracebacks go."""
-    quoting = raw.scope.name == llama_index.SCOPE
+    told = _TOLD_BY_EVENTS.get(raw.scope.name)
     return replace(
         raw,
         attributes=_stripped(raw.attributes),
-        events=tuple(
-            replace(
-                event,
-                attributes=llama_index.stripped(event.attributes)
-                if quoting and event.name != "exception"
-                else _stripped(event.attributes, _event_keys(event)),
-            )
-            for event in raw.events
-        ),
+        events=tuple(replace(event, attributes=_stripped_event(event, told)) for event in raw.events),
         links=tuple(replace(link, attributes=_stripped(link.attributes)) for link in raw.links),
         status_message=None,
     )
@@ -655,8 +665,18 @@ def _stripped(
     return {
         key: value
         for key, value in attributes.items()
-        if not is_content(key) and key not in SENSITIVE_KEYS and key not in also and ".pii." not in key
+        if not is_content(key) and key not in also and (not _may_quote(key) or isinstance(value, bool))
     }
+
+
+def _may_quote(key: str) -> bool:
+    return key in SENSITIVE_KEYS or ".pii." in key  # so LiveKit calls what may tell of people
+
+
+def _stripped_event(event: Event, told: tuple[str, ...] | None) -> dict[str, AttributeValue]:
+    if told is None or event.name == "exception":
+        return _stripped(event.attributes, _event_keys(event))
+    return {key: value for key, value in event.attributes.items() if key.startswith(told)}
 
 
 def _event_keys(event: Event) -> frozenset[str]:

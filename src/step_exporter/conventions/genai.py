@@ -6,6 +6,7 @@ Semantic Kernel, Microsoft Agent Framework, Spring AI, LoongSuite, openlit and a
 
 from __future__ import annotations
 
+from step_exporter.conventions import agent_framework
 from step_exporter.conventions._draft import Draft
 from step_exporter.conventions._values import SAYS_MORE, first_text, items, mapping, parsed, text
 from step_exporter.conventions.providers import provider
@@ -35,15 +36,15 @@ MARKERS = frozenset(
 OPERATIONS = {
     "call_llm": Role.LLM,  # any-agent
     "chat": Role.LLM,
-    "chat.completions": Role.LLM,  # Semantic Kernel, here and below
-    "chat.streaming_completions": Role.LLM,
-    "text.completions": Role.LLM,
-    "text.streaming_completions": Role.LLM,
     "chat_streaming": Role.LLM,  # Rig
     "completion": Role.LLM,
     "generate_content": Role.LLM,
     "text_completion": Role.LLM,
-    "text_completions": Role.LLM,  # Semantic Kernel
+    "chat.completions": Role.LLM,  # Semantic Kernel, here and below
+    "chat.streaming_completions": Role.LLM,
+    "text.completions": Role.LLM,
+    "text.streaming_completions": Role.LLM,
+    "text_completions": Role.LLM,
     "execute_tool": Role.TOOL,
     "invoke_agent": Role.AGENT,
     "process_thread_run": Role.AGENT,  # Azure AI Agents: the service runs the loop
@@ -150,13 +151,13 @@ def _fill_request(raw: RawSpan, draft: Draft) -> None:
         # where they have not seen the response
         draft.served_model = draft.served_model or served
     draft.model = draft.model or served or asked
+    if draft.provider_name is None and raw.scope.name == BEDROCK:
+        draft.provider_name = "aws.bedrock"  # it named the maker of the model, before version 0.45
     draft.provider_name = draft.provider_name or provider(get("gen_ai.provider.name")) or provider(get("gen_ai.system"))
     if draft.request_id is None:
         identity = text(get("gen_ai.response.id"))
         if identity and identity != text(get("litellm.call_id")):  # litellm's own, where it saw no response
             draft.request_id = identity
-    if raw.scope.name == BEDROCK:  # it named the maker of the model, before version 0.45
-        draft.provider_name = "aws.bedrock"
     address = get("server.address")
     if address is not None and draft.model_endpoint is None:
         host, port = text(address), text(get("server.port"))
@@ -180,8 +181,8 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
         for side, name in _DETAILS:
             tokens.detail(side, name, get("gen_ai.usage.details." + name))
     scope = raw.scope.name
-    if scope in CACHE_APART or (scope == AGENT_FRAMEWORK and draft.provider_name == "anthropic"):
-        tokens.cache_apart = True
+    if scope in CACHE_APART or (scope == agent_framework.SCOPE and draft.provider_name == "anthropic"):
+        tokens.cache_apart = True  # of Microsoft's clients that for Anthropic hands on what the API counts
     if draft.role is Role.AGENT and tokens.prompt is None and tokens.completion is None:
         for part, key in _AGGREGATED.items():
             setattr(tokens, part, count(get("gen_ai.aggregated_usage." + key)))
@@ -203,7 +204,7 @@ _OTHER_USAGE = {
         "gen_ai.usage.details.cache_read_tokens",  # pydantic-ai
         "gen_ai.usage.cached_tokens",
         "gen_ai.usage.prompt_tokens_details.cached_tokens",  # openlit, here and below
-        "gen_ai.usage.input_tokens.cached",
+        "gen_ai.usage.input_tokens.cached",  # OpenRouter, here and below
     ),
     "cache_write": (
         "gen_ai.usage.cache_creation.input_tokens",  # the registry's name before cache_write.input_tokens
@@ -218,7 +219,7 @@ _OTHER_USAGE = {
         "gen_ai.usage.details.reasoning_tokens",
         "gen_ai.usage.experimental.reasoning_tokens",  # Google ADK 1
         "gen_ai.usage.completion_tokens_details.reasoning_tokens",
-        "gen_ai.usage.output_tokens.reasoning",  # OpenRouter, here and below
+        "gen_ai.usage.output_tokens.reasoning",
         "ai.usage.outputTokenDetails.reasoningTokens",  # Vercel AI SDK 7
     ),
     "total": ("gen_ai.usage.total_tokens", "llm.usage.total_tokens"),
@@ -227,8 +228,6 @@ _OTHER_USAGE = {
 
 BEDROCK = "opentelemetry.instrumentation.bedrock"
 """OpenLLMetry's."""
-AGENT_FRAMEWORK = "agent_framework"
-"""Microsoft's, whose client for Anthropic hands on what the API counts; its other ones do not."""
 CACHE_APART = frozenset(
     {
         "openlit.instrumentation.anthropic",
@@ -267,9 +266,9 @@ _FIRST_TOKEN = {
     "gen_ai.server.time_to_first_token": 1e9,  # a metric's name too, on openlit's spans and, in milliseconds, Strands'
 }
 
-
 CHUNKS = frozenset({"gen_ai.content.completion.chunk", "llm.content.completion.chunk"})
 """Events that parts of a streamed answer are."""
+
 
 LESS_USUAL = frozenset(
     {

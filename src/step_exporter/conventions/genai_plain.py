@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from step_exporter.conventions import content, genai, messages, native
+from step_exporter.conventions import agent_framework, content, genai, messages, native
 from step_exporter.conventions._draft import UNKNOWN, head
 from step_exporter.conventions._values import first_text, text
 from step_exporter.conventions.content import Contents
@@ -30,6 +30,7 @@ _ELSEWHERE = frozenset(
 """What changes the meaning of a span and is left to the readers in turn."""
 
 
+_READ_OTHERWISE = genai.CACHE_APART | {agent_framework.SCOPE}
 _NO_USAGE = [None] * len(genai.USAGE)
 _COUNTS = frozenset({int, type(None)})
 
@@ -55,6 +56,7 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
         or (end is not None and end < start)
         or not _ELSEWHERE.isdisjoint(attributes)
         or not native.OF_RESOURCE.isdisjoint(raw.resource.attributes)
+        or raw.scope.name in _READ_OTHERWISE
     ):
         return None
     get = attributes.get
@@ -71,8 +73,6 @@ def read(raw: RawSpan, contents: Contents | None) -> SpanFacts | None:
     elif role is _LLM or role is _AGENT:
         usage = [get(key) for key in genai.USAGE]
         if usage != _NO_USAGE:
-            if raw.scope.name in genai.CACHE_APART or raw.scope.name == genai.AGENT_FRAMEWORK:
-                return None
             prompt, completion, cached, cache_write, reasoning = [0 if count is None else count for count in usage]
             if (
                 usage[0] is None

@@ -24,7 +24,6 @@ _RAW = "response.raw."
 _TOOL = re.compile(r"ToolCall\(tool_name='([^']*)'")
 _CALL = re.compile(r"tool_id='([^']*)'\)$")
 _AGENT = re.compile(r"current_agent_name='([^']*)'")
-_KEPT = ("model_dict.", _RAW + "id", _RAW + "model", _RAW + "usage.", "class_name", "timestamp", "id_", "span_id")
 
 
 def role(raw: RawSpan) -> Role | None:
@@ -62,11 +61,6 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         maker = (text(asked.get("model_dict.class_name")) or "").lower().removesuffix("_llm")
         if draft.provider_name is None and is_known(maker):
             draft.provider_name = provider(maker)
-
-
-def stripped(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
-    """An event's fields that quote nobody."""
-    return {key: value for key, value in attributes.items() if key.startswith(_KEPT)}
 
 
 def _answer(fields: Mapping[str, AttributeValue]) -> dict[str, Any]:

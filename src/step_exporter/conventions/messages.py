@@ -53,8 +53,6 @@ _INPUT_KEYS = (
     "mlflow.spanInputs",
     "gen_ai.prompt",
     "gcp.vertex.agent.llm_request",
-    "input",
-    "request_data",
     "langfuse.observation.input",
     "langwatch.input",
     "braintrust.input_json",
@@ -69,6 +67,8 @@ _INPUT_KEYS = (
     "gen_ai.task.input",
     "smolagents.task",
     "lmnr.span.input",
+    "input",
+    "request_data",  # on the OpenAI Agents SDK it has the answer too
 )
 """Where a prompt is read from, best first, when there are neither GenAI messages nor GenAI events."""
 _OUTPUT_KEYS = (
@@ -78,7 +78,6 @@ _OUTPUT_KEYS = (
     "mlflow.spanOutputs",
     "gen_ai.completion",
     "gcp.vertex.agent.llm_response",
-    "output",
     "response_data",
     "langfuse.observation.output",
     "langwatch.output",
@@ -95,6 +94,7 @@ _OUTPUT_KEYS = (
     "gen_ai.task.output",
     "final_result",
     "lmnr.span.output",
+    "output",
 )
 _CONVERSATION_KEYS = ("pydantic_ai.all_messages", "all_messages_events", "events", "mlflow.chat.messages")
 """Prompt and answer in one list; what the assistant says at its end is the answer."""
