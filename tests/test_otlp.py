@@ -123,6 +123,9 @@ class TestFields:
     def test_nan(self) -> None:
         assert attribute({"doubleValue": "NaN"}) != attribute({"doubleValue": "NaN"})
 
+    def test_a_number_that_javascript_wrote_as_null_is_none_and_costs_the_span_nothing(self) -> None:
+        assert attribute({"doubleValue": None}) is None
+
     @pytest.mark.parametrize(("kind", "expected"), [(0, "internal"), ("SPAN_KIND_SERVER", "server"), (17, "internal")])
     def test_kinds_by_number_and_name(self, kind: Any, expected: str) -> None:
         assert decode_one(kind=kind).kind == expected

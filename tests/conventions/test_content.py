@@ -389,3 +389,33 @@ def test_without_content_no_content_key_is_left(key: str) -> None:
     assert stripped.attributes == {"gen_ai.request.model": "m", "error.type": "E"}
     assert [event.attributes for event in stripped.events] == [{"finish_reason": "stop"}, {"exception.type": "E"}]
     assert take_apart(stripped) == Contents()
+
+
+def test_what_says_itself_that_it_tells_of_people_goes() -> None:
+    """LiveKit."""
+    assert strip(span({"lk.pii.whatever_comes_next": "the secret", "lk.retry_count": 0})).attributes == {
+        "lk.retry_count": 0
+    }
+
+
+def test_a_boolean_quotes_nobody_and_stays() -> None:
+    assert strip(span({"error": True, "text": False})).attributes == {"error": True, "text": False}
+
+
+def test_words_that_are_content_to_some_come_back_from_spans_of_all_others() -> None:
+    attributes: dict[str, Any] = {
+        "input": "in.csv",
+        "output": ("a", "b"),
+        "response": 200,
+        "transcript": None,
+        "text": "plain",
+        "error": True,
+        "text_output": 1.5,
+        "raw_input": b"x",
+    }
+    contents = take_apart(span(attributes))
+    back = {key: value for key, value in attributes.items() if key not in contents.consumed}
+    for key, value in contents.attributes.items():
+        back |= put_together(key, value)
+    assert back == attributes
+    assert list(map(type, back.values())) == [type(attributes[key]) for key in back]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recordings import all_recordings
 from step_exporter import conventions
 from step_exporter.conventions import genai, genai_plain
-from step_exporter.facts import Event, RawSpan, Resource, Role, SpanFacts
+from step_exporter.facts import Event, RawSpan, Resource, Role, Scope, SpanFacts
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 MESSAGES = '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]'
@@ -31,7 +31,7 @@ usual = st.fixed_dictionaries(
     {},
     optional={
         "gen_ai.operation.name": operations,
-        "gen_ai.provider.name": st.sampled_from(["openai", "langchain", "openai.chat"]),
+        "gen_ai.provider.name": st.sampled_from(["openai", "anthropic", "langchain", "openai.chat"]),
         "gen_ai.request.model": st.sampled_from(["m", "n"]),
         "gen_ai.response.model": st.sampled_from(["m", "n"]),
         "gen_ai.response.id": st.just("r"),
@@ -56,7 +56,7 @@ rare = st.dictionaries(
     max_size=2,
 )
 spans = st.builds(
-    lambda attributes, more, name, code, start, end, flags, events, resource: RawSpan(
+    lambda attributes, more, name, code, start, end, flags, events, resource, scope: RawSpan(
         TRACE,
         SPAN,
         None,
@@ -68,6 +68,7 @@ spans = st.builds(
         flags=flags,
         events=events,
         resource=Resource(resource),
+        scope=Scope(scope),
     ),
     usual,
     st.one_of(st.just({}), st.dictionaries(st.sampled_from(sorted(genai.MARKERS)), odd, max_size=1), rare),
@@ -76,8 +77,16 @@ spans = st.builds(
     st.sampled_from([1, 1, 5, None]),
     st.sampled_from([3, 3, None]),
     st.sampled_from([(), (), ("truncated",)]),
-    st.sampled_from([(), (), (Event("gen_ai.choice", 2, {"finish_reason": "length"}),)]),
+    st.sampled_from(
+        [
+            (),
+            (),
+            (Event("gen_ai.choice", 2, {"finish_reason": "length"}),),
+            (Event("gen_ai.content.completion.chunk", 2),),
+        ]
+    ),
     st.sampled_from([{}, {"service.name": "s"}, {"service.name": ""}, {"step.project_id": "p"}]),
+    st.sampled_from(["", "", "agent_framework", "opentelemetry.instrumentation.bedrock"]),
 )
 
 

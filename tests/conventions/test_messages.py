@@ -341,6 +341,68 @@ def test_system_instructions_come_first_and_once() -> None:
     assert read(again)[0] == [BRIEF]
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"llm.invocation_parameters": '{"model": "claude-sonnet-4-5", "system": "be brief"}'},
+        {"llm.invocation_parameters": '{"system": [{"type": "text", "text": "be brief"}]}'},
+        {"llm.anthropic.system": "[{'type': 'text', 'text': 'be brief'}]"},
+        {"llm.openai.instructions": "be brief"},
+    ],
+    ids=["openinference-text", "openinference-blocks", "litellm-anthropic", "litellm-responses"],
+)
+def test_a_system_prompt_beside_the_messages_comes_first(attributes: dict[str, Any]) -> None:
+    assert read({**attributes, **flat("llm.input_messages", OPENINFERENCE)})[0] == [BRIEF, *CONVERSATION]
+
+
+def test_parameters_without_a_system_prompt_give_no_message() -> None:
+    parameters = {"llm.invocation_parameters": '{"model": "m", "max_tokens": 100}'}
+    assert read({**parameters, **flat("llm.input_messages", OPENINFERENCE)})[0] == CONVERSATION
+
+
+def test_a_prompt_that_is_no_chat_is_the_users() -> None:
+    """OpenLLMetry on OpenAI's completions."""
+    assert read({"gen_ai.prompt.0.user": "What is the weather?"})[0] == [ASKED]
+
+
+def test_a_tools_result_is_no_words_of_the_user() -> None:
+    """OpenInference on Anthropic's SDK, at first."""
+    result = {"role": "user", "tool_call_id": "toolu_1", "content": "sunny in Paris"}
+    assert read(flat("llm.input_messages", [{"message": result}]))[0] == [GOT]
+
+
+def test_calls_that_are_written_as_the_content_are_calls() -> None:
+    """Langtrace."""
+    call = {"id": "c", "type": "function", "function": {"name": CALL[0], "arguments": CALL[1]}}
+    event = Event(
+        "gen_ai.content.completion", 1, {"gen_ai.completion": json.dumps([{"role": "assistant", "content": [call]}])}
+    )
+    assert read({}, (event,))[1] == [CALLED]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ('[{"type": "text", "text": "It is sunny."}]', "It is sunny."),
+        ('[{"text": "It is sunny."}]', "It is sunny."),
+        ('[{"city": "Paris"}]', '[{"city": "Paris"}]'),
+        ('[{"text": "It is', '[{"text": "It is'),
+    ],
+    ids=["typed", "bedrock", "data", "cut"],
+)
+def test_parts_that_are_written_as_text_are_read_and_data_is_left_alone(written: str, text: str) -> None:
+    """OpenLLMetry."""
+    said = {"gen_ai.completion.0.role": "assistant", "gen_ai.completion.0.content": written}
+    assert read(said)[1] == [("assistant", text, ())]
+
+
+def test_what_only_some_emitters_call_their_prompt_is_asked_last() -> None:
+    """A name as common as "input" may be anybody's."""
+    said = {"input": "something else", "output": "something else"}
+    asked = {"langfuse.observation.input": "What is the weather?", "langfuse.observation.output": "It is sunny."}
+    assert read({**said, **asked}) == ([ASKED], [SAID])
+
+
 def test_a_whole_conversation_ends_with_the_answer() -> None:
     said = genai({"type": "text", "content": "It is sunny."}, role="assistant")
     assert read({"pydantic_ai.all_messages": json.dumps([*GENAI, said])}) == (CONVERSATION, [SAID])

@@ -1,9 +1,10 @@
-"""Spans of AgentOps, Laminar, LangWatch, Genkit, Claude Code, Spring AI, any-agent, Mastra and workflows."""
+"""Spans of AgentOps, Laminar, LangWatch, Genkit, Claude Code, Spring AI, any-agent, Mastra, workflows, Pipecat, LiveKit
+and Quarkus."""
 
 import pytest
 
 from step_exporter.conventions import read
-from step_exporter.facts import RawSpan, Role, Scope, TokenUsage, ToolCall
+from step_exporter.facts import Event, RawSpan, Role, Scope, TokenUsage, ToolCall
 
 START = 1_795_369_000_000_000_000
 
@@ -423,3 +424,72 @@ def test_mastras_step_has_the_prompt_the_calls_and_the_requests_id():
 )
 def test_a_workflow_is_told_by_what_its_framework_left(name, attributes, scope, role):
     assert read(span(name, attributes, scope=Scope(scope))).role is role
+
+
+# Pipecat
+
+PIPECAT_LLM = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.provider.name": "openai",
+    "gen_ai.request.model": "gpt-4o-mini",
+    "input": '[{"role": "system", "content": "You help."}, {"role": "user", "content": "Weather?"}]',
+    "output": "It is sunny.",
+    "metrics.ttfb": 0.25,
+    "gen_ai.usage.input_tokens": 101,
+    "gen_ai.usage.output_tokens": 37,
+}
+
+
+def test_a_request_of_pipecat():
+    facts = read(span("llm", PIPECAT_LLM, scope=Scope("pipecat")))
+    assert (facts.role, facts.usage) == (Role.LLM, TokenUsage(101, 37))
+    assert facts.first_token_ns == START + 250_000_000
+    assert spoken(facts.input_messages) == [("system", "You help."), ("user", "Weather?")]
+    assert spoken(facts.output_messages) == [("assistant", "It is sunny.")]
+
+
+def test_a_turn_of_pipecat_is_a_run_of_its_conversation():
+    facts = read(span("turn", {"turn.number": 1, "conversation.id": "conv-1"}, scope=Scope("pipecat")))
+    assert (facts.role, facts.conversation_id) == (Role.WORKFLOW, "conv-1")
+    assert read(span("turn")).role is Role.OTHER
+    assert read(span("conversation", {"conversation.id": "conv-1"}, scope=Scope("pipecat"))).role is Role.OTHER
+
+
+# LiveKit
+
+
+def test_a_request_of_livekit_to_an_address_has_no_provider():
+    attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "127.0.0.1:43011"}
+    assert read(span("llm_request", attributes, scope=Scope("livekit-agents"))).provider_name is None
+
+
+# Quarkus on LangChain4j
+
+QUARKUS = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.provider.name": "open_ai",
+    "gen_ai.request.model": "gpt-4o-mini",
+    "gen_ai.content.prompt": "Weather?",
+}
+ANSWERED = {"gen_ai.content.completion": "It is sunny.", "gen_ai.response.finish_reasons": "STOP"}
+RAISED = (Event("exception", START, {"exception.type": "RuntimeError", "exception.message": "boom"}),)
+
+
+def test_a_request_of_quarkus():
+    facts = read(span("completion gpt-4o-mini", QUARKUS | ANSWERED))
+    assert (facts.role, facts.provider_name, facts.failed) == (Role.LLM, "openai", False)
+    assert spoken(facts.input_messages) == [("user", "Weather?")]
+    assert spoken(facts.output_messages) == [("assistant", "It is sunny.")]
+
+
+def test_a_request_without_an_answer_that_raised_has_failed_though_its_status_is_unset():
+    facts = read(span("completion gpt-4o-mini", QUARKUS, events=RAISED))
+    assert (facts.failed, facts.error_type, facts.error_message) == (True, "RuntimeError", "boom")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "status"),
+    [(QUARKUS | ANSWERED, "unset"), (QUARKUS, "ok"), (QUARKUS | {"gen_ai.usage.input_tokens": 5}, "unset")],
+)
+def test_a_request_that_was_answered_in_spite_of_an_exception_has_not_failed(attributes, status):
+    assert not read(span("completion m", attributes, status_code=status, events=RAISED)).failed

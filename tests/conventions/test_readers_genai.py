@@ -59,6 +59,11 @@ def test_a_served_model_that_repeats_the_request_tells_no_requests_apart():
     [
         ("generate_content", Role.LLM),
         ("text_completion", Role.LLM),
+        ("chat.completions", Role.LLM),
+        ("chat.streaming_completions", Role.LLM),
+        ("text.completions", Role.LLM),
+        ("text.streaming_completions", Role.LLM),
+        ("chat_streaming", Role.LLM),
         ("embeddings", Role.OTHER),
         ("retrieval", Role.OTHER),
         ("execute_tool", Role.TOOL),
@@ -132,8 +137,20 @@ def test_the_anthropic_sdk_names_its_own_stop_reason():
         ("aws.bedrock", "aws.bedrock"),
         ("OpenAI", "openai"),
         ("Ollama", "ollama"),
+        ("gcp.vertex", "gcp.vertex_ai"),
+        ("open_ai", "openai"),
+        ("azure_open_ai", "azure.ai.openai"),
+        ("google_ai_gemini", "gcp.gemini"),
+        ("google_vertex_ai_anthropic", "gcp.vertex_ai"),
+        ("api.openai.com", "openai"),
+        ("generativelanguage.googleapis.com", "gcp.gemini"),
+        ("llm.my-company.example", "llm.my-company.example"),
         ("strands-agents", None),
         ("langchain", None),
+        ("None", None),
+        ("127.0.0.1", None),
+        ("127.0.0.1:43011", None),
+        ("localhost:11434", None),
     ],
 )
 def test_providers_get_their_newest_names_and_frameworks_are_none(system, name):
@@ -184,6 +201,64 @@ def test_cached_tokens_are_part_of_the_prompt_whoever_counts(scope):
     facts = read(span("chat m", attributes, scope=Scope(scope)))
     assert (facts.usage, facts.flags) == (TokenUsage(181, 37, 64, 16), ("normalised",))
     assert read(span("chat m", attributes)).usage == TokenUsage(101, 37, 64, 16)
+
+
+@pytest.mark.parametrize(("provider", "prompt"), [("anthropic", 181), ("openai", 101)])
+def test_microsofts_agent_framework_leaves_the_cache_out_of_anthropics_prompt_alone(provider, prompt):
+    usage = {"input_tokens": 101, "output_tokens": 37, "cache_read.input_tokens": 64, "cache_creation.input_tokens": 16}
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": provider,
+        **{f"gen_ai.usage.{key}": count for key, count in usage.items()},
+    }
+    facts = read(span("chat m", attributes, scope=Scope("agent_framework")))
+    assert facts.usage == TokenUsage(prompt, 37, 64, 16)
+
+
+def test_openrouters_names_of_token_counts():
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.usage.input_tokens": 5021,
+        "gen_ai.usage.input_tokens.cached": 4248,
+        "gen_ai.usage.input_tokens.cache_write": 16,
+        "gen_ai.usage.output_tokens": 263,
+        "gen_ai.usage.output_tokens.reasoning": 37,
+    }
+    assert read(span("LLM Generation", attributes)).usage == TokenUsage(5021, 263, 4248, 16, 37)
+
+
+def test_vercel_7_names_reasoning_its_own_way():
+    usage = {"gen_ai.usage.input_tokens": 101, "gen_ai.usage.output_tokens": 37}
+    attributes = {"gen_ai.operation.name": "chat", **usage, "ai.usage.outputTokenDetails.reasoningTokens": 8}
+    assert read(span("chat m", attributes, scope=Scope("gen_ai"))).usage == TokenUsage(101, 37, reasoning=8)
+
+
+def test_a_request_of_awss_sdk_for_javascript_is_told_by_the_end_of_its_answer():
+    attributes = {
+        "rpc.method": "InvokeModel",
+        "gen_ai.system": "aws.bedrock",
+        "gen_ai.request.model": "anthropic.claude-3-5-sonnet-20240620-v1:0",
+        "gen_ai.usage.input_tokens": 101,
+        "gen_ai.usage.output_tokens": 37,
+        "gen_ai.response.finish_reasons": ("end_turn",),
+    }
+    facts = read(span("BedrockRuntime.InvokeModel", attributes, kind="client"))
+    assert (facts.role, facts.usage, facts.stop_reason) == (Role.LLM, TokenUsage(101, 37), "end_turn")
+    assert read(span("my-app", attributes)).role is Role.OTHER
+    del attributes["gen_ai.response.finish_reasons"]
+    assert read(span("BedrockRuntime.InvokeModel", attributes, kind="client")).role is Role.OTHER
+
+
+@pytest.mark.parametrize("event", ["gen_ai.content.completion.chunk", "llm.content.completion.chunk"])
+def test_the_first_token_came_with_the_first_part_of_a_streamed_answer(event):
+    attributes = {"gen_ai.operation.name": "chat", "gen_ai.response.finish_reasons": ("stop",)}
+    chunks = (Event(event, START + 7), Event(event, START + 9))
+    assert read(span("chat m", attributes, events=chunks)).first_token_ns == START + 7
+
+
+def test_the_address_that_openllmetry_names_is_the_endpoint():
+    attributes = {"gen_ai.operation.name": "chat", "gen_ai.openai.api_base": "http://127.0.0.1/v1/"}
+    assert read(span("chat m", attributes)).model_endpoint == "http://127.0.0.1/v1/"
 
 
 def test_an_agents_span_is_an_agent_whatever_was_written_onto_it():

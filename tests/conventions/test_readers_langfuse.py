@@ -71,3 +71,22 @@ def test_agents_and_what_is_none():
     assert read(span("inner", inner)).role is Role.AGENT
     for kind in ("span", "chain", "retriever", "embedding", "guardrail", "evaluator", "event"):
         assert read(span("x", {"type": kind})).role is Role.OTHER
+
+
+@pytest.mark.parametrize(
+    ("name", "agent", "role"),
+    [
+        ("researcher", '"researcher"', Role.AGENT),
+        ("model", '"researcher"', Role.OTHER),
+        ("LangGraph", None, Role.WORKFLOW),
+        ("RunnableSequence", None, Role.OTHER),
+    ],
+)
+def test_langchains_agents_are_told_by_their_names_and_nameless_graphs_are_workflows(name, agent, role):
+    said = {"type": "chain"} if agent is None else {"type": "chain", "metadata.lc_agent_name": agent}
+    assert read(span(name, said)).role is role
+
+
+def test_langchains_thread_is_the_conversation_where_there_is_no_session():
+    attributes = {"langfuse.observation.type": "chain", "langfuse.observation.metadata.thread_id": '"t1"'}
+    assert read(RawSpan("a" * 32, "b" * 16, None, "x", attributes=attributes)).conversation_id == "t1"

@@ -111,6 +111,35 @@ def test_agents_and_their_names():
     assert read(span("weather-agent", kind)).agent_name == "weather-agent"
 
 
+def test_a_chain_that_has_langchains_agents_name_is_the_agent():
+    chain = {"openinference.span.kind": "CHAIN", "metadata": '{"lc_agent_name": "researcher"}'}
+    facts = read(span("researcher", chain))
+    assert (facts.role, facts.agent_name) == (Role.AGENT, "researcher")
+    assert read(span("model", chain)).role is Role.OTHER
+
+
+@pytest.mark.parametrize("kind", ["embedding", "rerank"])
+def test_openllmetrys_embeddings_are_no_requests_though_openinferences_processor_says_llm(kind):
+    attributes = {"openinference.span.kind": "LLM", "llm.request.type": kind, "llm.token_count.prompt": 5}
+    assert read(span("openai.embeddings", attributes)).role is Role.OTHER
+
+
+@pytest.mark.parametrize(
+    ("scope", "provider"),
+    [
+        ("openinference.instrumentation.groq", "groq"),
+        ("openinference.instrumentation.mistralai", "mistral_ai"),
+        ("openinference.instrumentation.langchain", None),
+        ("my.app", None),
+    ],
+)
+def test_the_provider_is_the_instrumentations_where_it_named_none(scope, provider):
+    request = {"openinference.span.kind": "LLM", "llm.model_name": "m"}
+    assert read(span("Completions", request, scope=Scope(scope))).provider_name == provider
+    named = read(span("Completions", request | {"llm.provider": "azure"}, scope=Scope(scope)))
+    assert named.provider_name == "azure.ai.openai"
+
+
 def test_a_graphs_node_named_agent_is_no_agent():
     # LangChain's instrumentation calls every run with "agent" in its name an AGENT
     node = {"openinference.span.kind": "AGENT", "metadata": '{"langgraph_node": "agent"}'}

@@ -91,6 +91,32 @@ def test_openllmetry_before_the_genai_conventions():
     assert (facts.role, facts.provider_name, facts.usage) == (Role.LLM, "openai", TokenUsage(101, 37))
 
 
+def test_langchains_runnables_in_javascript_are_no_workflows():
+    attributes = {"gen_ai.operation.name": "workflow", "traceloop.span.kind": "workflow"}
+    javascript = Scope("@traceloop/instrumentation-langchain")
+    assert read(span("workflow RunnableSequence", attributes, scope=javascript)).role is Role.OTHER
+
+
+def test_openllmetrys_responses_api_before_it_named_operations():
+    attributes = {
+        "gen_ai.system": "openai",
+        "gen_ai.request.model": "gpt-4o-mini",
+        "llm.headers": "None",
+        "gen_ai.response.id": "resp_0000",
+        "gen_ai.usage.input_tokens": 101,
+        "gen_ai.usage.output_tokens": 37,
+    }
+    facts = read(span("openai.response", attributes, scope=Scope("opentelemetry.instrumentation.openai.v1")))
+    assert (facts.role, facts.convention) == (Role.LLM, "openllmetry")
+    assert (facts.request_id, facts.usage) == ("resp_0000", TokenUsage(101, 37))
+
+
+def test_a_request_to_bedrock_is_one_of_amazons_whoever_made_the_model():
+    attributes = {"gen_ai.system": "anthropic", "llm.request.type": "chat"}
+    scope = Scope("opentelemetry.instrumentation.bedrock")
+    assert read(span("bedrock.completion", attributes, scope=scope)).provider_name == "aws.bedrock"
+
+
 # Vercel AI SDK
 
 VERCEL = {
@@ -365,6 +391,38 @@ def test_litellms_own_span():
     assert (facts.role, facts.convention, facts.usage) == (Role.LLM, "litellm", TokenUsage(101, 37))
     assert (facts.model_endpoint, facts.organization_id) == ("http://127.0.0.1/v1", "org-1")
     assert facts.request_id is None  # it saw no response, so it gave the id of its own call
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "role"),
+    [
+        ("chat gpt-4o-mini", "chat", Role.LLM),
+        ("aresponses gpt-4o-mini", "aresponses", Role.LLM),
+        ("anthropic_messages claude", "anthropic_messages", Role.LLM),
+        ("embeddings text-embedding-3-small", "embeddings", Role.OTHER),
+        ("litellm_request", "embedding", Role.OTHER),
+        ("litellm_request", None, Role.LLM),
+    ],
+)
+def test_litellms_spans_are_told_by_their_operation_in_the_conventions_names_too(name, operation, role):
+    said = {} if operation is None else {"gen_ai.operation.name": operation}
+    facts = read(span(name, {"litellm.call_id": "u-1", **said}, scope=Scope("litellm")))
+    assert (facts.role, facts.convention) == (role, "litellm")
+
+
+@pytest.mark.parametrize(
+    ("fields", "role"),
+    [
+        ({"None.input": "['Weather?']"}, Role.OTHER),
+        ({"openai.input": "[[9906, 1917]]"}, Role.OTHER),
+        ({"openai.input": "[{'role': 'user', 'content': 'Weather?'}]"}, Role.LLM),
+        ({"openai.input": "['Weather?']", "openai.output": "[]"}, Role.LLM),
+        ({"openai.messages": "[{'role': 'user', 'content': 'Weather?'}]"}, Role.LLM),
+    ],
+)
+def test_a_raw_request_of_litellm_for_embeddings_is_none_of_a_language_model(fields, role):
+    attributes = {f"llm.{key}": value for key, value in fields.items()}
+    assert read(span("raw_gen_ai_request", attributes, scope=Scope("litellm"))).role is role
 
 
 def test_the_callers_span_keeps_the_role_that_it_says():

@@ -136,6 +136,21 @@ def test_counts_with_and_without_caches_and_reasoning_are_one_request_that_inclu
     assert (step.prompt_tokens, step.completion_tokens, step.cached_input_tokens) == (181, 45, 64)
 
 
+@pytest.mark.parametrize(
+    "minted", ["chatcmpl-ac2d75a0-5a64-4429-9f58-cd897fa69146", "resp_bGl0ZWxsbTpjdXN0b21fbGxtX3Byb3ZpZGVyOm9wZW5haQ=="]
+)
+def test_an_id_that_litellm_made_itself_contradicts_no_providers(minted: str) -> None:
+    step = the_step(llm(1, 0, 30, request_id=minted), llm(2, 1, 29, 1, scope_name="t", request_id="msg_0000"))
+    assert (step.request_id, step.prompt_tokens, step.completion_tokens) == ("msg_0000", 10, 5)
+
+
+def test_two_requests_of_litellm_side_by_side_are_two_whatever_their_ids() -> None:
+    ids_of = "chatcmpl-ac2d75a0-5a64-4429-9f58-cd897fa6914"
+    assert (
+        len(steps(llm(1, 0, 30, request_id=ids_of + "6"), llm(2, 0, 30, scope_name="t", request_id=ids_of + "7"))) == 2
+    )
+
+
 def test_nested_requests_that_differ_are_two() -> None:
     assert len(steps(llm(1, 0, 30, served_model="small"), llm(2, 1, 20, 1, served_model="large"))) == 2
 

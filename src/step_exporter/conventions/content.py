@@ -361,6 +361,7 @@ _INLINE_KEYS = VALUE_KEYS - {
     "ai.result.object",
     "ai.result.toolCalls",
     "final_result",
+    "llm.invocation_parameters",
     "smolagents.task",
 }
 _INLINE = 64
