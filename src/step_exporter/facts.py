@@ -293,3 +293,5 @@ class Deletion(Value, frozen=True):
     kind: str
     """trace, run or step."""
     id: str
+    deleted_by: str | None = None
+    deleted_at_ns: int | None = None

@@ -294,7 +294,7 @@ class Audit(Base):
     at: Mapped[datetime] = mapped_column(default=utc_now)
     actor: Mapped[str] = mapped_column(doc="who did it")
     action: Mapped[str] = mapped_column(
-        doc="feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key"
+        doc="feedback, tags, transaction, delete, import, prune, rebuild, requeue or rotate_key"
     )
     trace_id: Mapped[Id | None] = mapped_column()
     organization_id: Mapped[Id | None] = mapped_column(doc="whose rows were changed, where they are of one")

@@ -177,6 +177,8 @@ class TestImport:
             "skipped": 1,
             "spans": 6,
             "records": 0,
+            "annotations": 0,
+            "deletions": 0,
             "traces": 2,
             "quarantined": 0,
             "problems": [],

@@ -139,6 +139,17 @@ class TestExport:
         for step, other in zip(imported("steps", "--json").json["items"], again, strict=True):
             assert step | {"updated_at": ""} == other | {"updated_at": ""}
 
+    def test_what_people_said_comes_along(self, imported: Cli) -> None:
+        step = imported("steps", "--agent", "travel", "--json").json["items"][0]["id"]
+        imported("feedback", step, "negative", "--tag", "slow", "--by", "ann")
+        assert imported("export", "--format", "otlp", "-o", "all.jsonl").out == "2 traces written to all.jsonl\n"
+        said = "imported 6 spans and 2 annotations of 2 traces from 1 file\n"
+        assert imported("import", "all.jsonl", "--db", "again.db").out == said
+        moved = imported("step", step, "--db", "again.db", "--json").json
+        assert (moved["feedback"], moved["tags"]) == ("negative", ["slow"])
+        [entry] = imported("audit", "--action", "import", "--db", "again.db", "--json").json["items"]
+        assert entry["details"] == {"annotations": 2, "deletions": 0}
+
 
 class TestImport:
     @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ def said_of(facts: Iterable[Fact], trace_id: str) -> list[Said]:
             del row["set_at_ns"]
             found.append(Said(said, "annotations", {**row, "set_at": datetime.fromtimestamp(micros / 1e6, UTC)}))
         elif isinstance(said, Deletion):
-            found.append(Said(said, "deletions", asdict(said)))
+            row = asdict(said)
+            del row["deleted_at_ns"]  # when is no matter; the column says now
+            found.append(Said(said, "deletions", row))
     return found
 
 

@@ -104,7 +104,7 @@ def test_a_file_appears_when_it_is_complete(sqlite_url: str, tmp_path: Path) -> 
 def test_a_full_disk_is_not_a_wrong_path(database_url: str, engine: Engine, kind: Any) -> None:
     if kind == "parquet":
         pytest.importorskip("pyarrow")
-    two_steps(engine)
+    Writer(engine).write([llm_span(trace_id(1), 1, attributes={"gen_ai.operation.name": "chat"})])
     with StepStore(database_url) as store, pytest.raises(StepExporterError, match="cannot write /dev/full: ") as info:
         store.export("/dev/full", kind)
     assert "No space left on device" in str(info.value)

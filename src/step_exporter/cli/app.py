@@ -254,8 +254,8 @@ def import_(
     content: Content = None,
     as_json: Json = False,
 ) -> None:
-    """Import the spans of OTLP files, as the Collector's file exporter writes them, and the log records among them that
-    carry messages."""
+    """Import the spans of OTLP files, as the Collector's file exporter writes them, the log records among them that
+    carry messages, and from those of `export` what people set and deleted."""
     summary = imports.import_files(files, db, Console(stderr=True), content=keeps_content(content, "--content"))
     if as_json:
         print_json(summary.to_dict())

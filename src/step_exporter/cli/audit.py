@@ -30,7 +30,7 @@ def audit(
     actor: Annotated[str | None, typer.Option(metavar="NAME", help="Who did it.")] = None,
     action: Annotated[
         str | None,
-        typer.Option(help="feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key."),
+        typer.Option(help="feedback, tags, transaction, delete, import, prune, rebuild, requeue or rotate_key."),
     ] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Since: 30m, 2h, 7d, or a date and time.")] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Before: 30m, 2h, 7d, or a date and time.")] = None,

@@ -68,7 +68,8 @@ def export(
     until: Until = None,
     organization: Organization = None,
 ) -> None:
-    """Write steps as JSON lines, CSV or Parquet; or whole traces as OTLP/JSON, for `import`."""
+    """Write steps as JSON lines, CSV or Parquet; or whole traces as OTLP/JSON, with what people set and deleted, for
+    `import`."""
     now = datetime.now(UTC)
     if output == "-" and format == "parquet":
         raise InputError("Parquet is no text: give --output FILE")

@@ -28,6 +28,10 @@ STATUS_CODES = ("unset", "ok", "error")
 OTHER_SIGNALS = frozenset({"resourceLogs", "resourceMetrics", "resourceProfiles"})
 """What the Collector's file exporter may write into the same file."""
 
+PEOPLE = "stepExporter"
+"""The field of a document that OTLP does not know: what people set and deleted (``store.people``). It is read in files
+only: who sends spans to the receiver is not asked for a name."""
+
 Object = Mapping[str, Any]
 
 

@@ -13,17 +13,28 @@ from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from step_exporter.errors import InputError
 from step_exporter.facts import RawSpan
-from step_exporter.otlp.decode import Problem, decode_document, is_document, parse
+from step_exporter.otlp.decode import PEOPLE, Problem, decode_document, is_document, parse
 from step_exporter.otlp.logs import decode_logs_document
 
 GZIP_MAGIC = b"\x1f"
 
 
-def read_file(path: str | Path) -> Iterator[RawSpan | Problem]:
+class Extension(NamedTuple):
+    """What a document has in the field that OTLP does not know."""
+
+    fields: Any
+    source: str
+    line: int | None
+
+
+Item = RawSpan | Problem | Extension
+
+
+def read_file(path: str | Path) -> Iterator[Item]:
     """The spans (and log records, as spans) of a file, read line by line; what cannot be read is a ``Problem`` with
     file and line.
 
@@ -37,7 +48,7 @@ def read_file(path: str | Path) -> Iterator[RawSpan | Problem]:
         yield _unreadable(error, name)
 
 
-def read_stream(stream: BufferedReader, source: str) -> Iterator[RawSpan | Problem]:
+def read_stream(stream: BufferedReader, source: str) -> Iterator[Item]:
     """The spans of an open file, or of what comes through a pipe, as those of a file. ``source`` is its name in
     ``Problem``. Never raises for what is in it."""
     try:
@@ -55,7 +66,7 @@ def _unreadable(error: OSError | EOFError | zlib.error, source: str) -> Problem:
     return Problem(f"cannot be read: {getattr(error, 'strerror', None) or error}", source)
 
 
-def _read(stream: Iterable[bytes], source: str) -> Iterator[RawSpan | Problem]:
+def _read(stream: Iterable[bytes], source: str) -> Iterator[Item]:
     lines = enumerate(stream, 1)
     head: list[tuple[int, bytes]] = []
     for number, raw_line in lines:
@@ -73,22 +84,24 @@ def _read(stream: Iterable[bytes], source: str) -> Iterator[RawSpan | Problem]:
         yield from _read_text(text, source, None)
 
 
-def _read_lines(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[RawSpan | Problem]:
+def _read_lines(lines: Iterable[tuple[int, bytes]], source: str) -> Iterator[Item]:
     for number, line in lines:
         if line.strip():
             yield from _read_text(line, source, number)
 
 
-def _read_text(text: bytes, source: str, line: int | None) -> Iterator[RawSpan | Problem]:
+def _read_text(text: bytes, source: str, line: int | None) -> Iterator[Item]:
     try:
         yield from _spans(parse(text), source, line)
     except InputError as error:
         yield Problem(str(error), source, line)
 
 
-def _spans(document: Any, source: str, line: int | None) -> Iterator[RawSpan | Problem]:
+def _spans(document: Any, source: str, line: int | None) -> Iterator[Item]:
     for item in chain(decode_document(document), decode_logs_document(document)):
         yield item._replace(source=source, line=line) if isinstance(item, Problem) else item
+    if PEOPLE in document:
+        yield Extension(document[PEOPLE], source, line)
 
 
 def _whole_document(line: bytes) -> Any:

@@ -18,7 +18,7 @@ from step_exporter.store import filters
 from step_exporter.store.filters import AuditFilter, Order, Place
 from step_exporter.store.records import AuditRecord, Page
 
-Action = Literal["feedback", "tags", "transaction", "delete", "prune", "rebuild", "requeue", "rotate_key"]
+Action = Literal["feedback", "tags", "transaction", "delete", "import", "prune", "rebuild", "requeue", "rotate_key"]
 
 _AUDIT = Base.metadata.tables["audit"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -33,6 +33,8 @@ from step_exporter.store.trace_spans import derivation_of
 
 T = TypeVar("T")
 
+_ANNOTATION = ("trace_id", "span_id", "key", "value", "set_by", "set_at")
+_DELETION = ("trace_id", "kind", "id", "deleted_by", "deleted_at")
 _FOUND = 500
 """Traces that are looked up at once."""
 PATIENCE_S = 10.0
@@ -55,11 +57,9 @@ def feedback(
     set_by: str | None,
 ) -> None:
     """Set what people think of a step and, where given, its tags."""
-    if value not in (None, "positive", "negative"):
-        raise InputError(f"feedback is 'positive', 'negative' or None, not {value!r:.40}")
-    said: dict[str, Any] = {"feedback": value}
+    said: dict[str, Any] = {"feedback": checked("feedback", value)}
     if tags is not None:
-        said["tags"] = _checked_tags(tags)
+        said["tags"] = checked("tags", tags)
     _annotate(engine, caller, "feedback", step_id, trace_id, said, set_by)
 
 
@@ -67,16 +67,23 @@ def tags(
     engine: Engine, caller: Caller, step_id: str, values: Sequence[str], trace_id: str | None, set_by: str | None
 ) -> None:
     """Set the tags of a step."""
-    _annotate(engine, caller, "tags", step_id, trace_id, {"tags": _checked_tags(values)}, set_by)
+    _annotate(engine, caller, "tags", step_id, trace_id, {"tags": checked("tags", values)}, set_by)
 
 
 def transaction(
     engine: Engine, caller: Caller, step_id: str, tid: str | None, trace_id: str | None, set_by: str | None
 ) -> None:
     """Set the transaction id of a step."""
-    if tid is not None:
-        filters.check_text("tid", tid)
-    _annotate(engine, caller, "transaction", step_id, trace_id, {"tid": tid}, set_by)
+    _annotate(engine, caller, "transaction", step_id, trace_id, {"tid": checked("tid", tid)}, set_by)
+
+
+def checked(key: str, value: Any) -> Any:
+    """What may be set under a key (``feedback``, ``tags``, ``tid``), as it is stored. Raises ``InputError``."""
+    if key == "feedback":
+        if value not in (None, "positive", "negative"):
+            raise InputError(f"feedback is 'positive', 'negative' or None, not {value!r:.40}")
+        return value
+    return _checked_tags(value) if key == "tags" else value if value is None else filters.check_text("tid", value)
 
 
 def delete_trace(engine: Engine, caller: Caller, trace_id: str, deleted_by: str | None) -> int:
@@ -86,7 +93,7 @@ def delete_trace(engine: Engine, caller: Caller, trace_id: str, deleted_by: str 
         found = reads.find_trace(conn, trace_id, caller.organization_id)
         _lock(conn, sql, found)
         organizations.check_whole(conn, found, caller.organization_id)
-        _forget(conn, sql, caller, found, deleted_by)
+        _delete_whole(conn, sql, caller, found, deleted_by)
         return 1
 
     return patiently(engine, work)
@@ -99,7 +106,7 @@ def delete_run(engine: Engine, caller: Caller, run_id: str, trace_id: str | None
     def work(conn: Connection, sql: Statements) -> int:
         found = _trace_of_run(conn, run_id, trace_id, caller.organization_id)
         _lock(conn, sql, found)
-        _delete_part(conn, sql, caller, Deletion(found, "run", run_id), _RUNS, deleted_by)
+        _delete_part(conn, sql, caller, Deletion(found, "run", run_id, deleted_by), _RUNS)
         conn.execute(delete(_RUNS).where(_RUNS.c.trace_id == found, _RUNS.c.id == run_id))
         return 1
 
@@ -112,7 +119,7 @@ def delete_step(engine: Engine, caller: Caller, step_id: str, trace_id: str | No
     def work(conn: Connection, sql: Statements) -> int:
         trace, step = reads.step_key(conn, step_id, trace_id, caller.organization_id)
         _lock(conn, sql, trace)
-        _delete_part(conn, sql, caller, Deletion(trace, "step", step), _STEPS, deleted_by)
+        _delete_part(conn, sql, caller, Deletion(trace, "step", step, deleted_by), _STEPS)
         return 1
 
     return patiently(engine, work)
@@ -129,7 +136,7 @@ def delete_before(engine: Engine, caller: Caller, before: datetime | int, delete
         _lock(conn, sql, trace_id)
         if conn.scalar(old.where(_TRACES.c.trace_id == trace_id)) is None:
             return False  # it went on until it was locked
-        _forget(conn, sql, caller, trace_id, deleted_by)
+        _delete_whole(conn, sql, caller, trace_id, deleted_by)
         return True
 
     count = 0
@@ -148,9 +155,10 @@ def purge(conn: Connection, trace_ids: Sequence[str]) -> None:
         conn.execute(delete(table).where(table.c.trace_id.in_(trace_ids)))
 
 
-def patiently(engine: Engine, work: Callable[[Connection, Statements], T]) -> T:
-    """Do work in a transaction, again for a while if something passing is in the way."""
-    sql = Statements(engine.dialect)
+def patiently(engine: Engine, work: Callable[[Connection, Statements], T], statements: Statements | None = None) -> T:
+    """Do work in a transaction, again for a while if something passing is in the way. ``statements`` are those of the
+    work before, where there was any."""
+    sql = statements or Statements(engine.dialect)
     deadline, pause = time.monotonic() + PATIENCE_S, 0.01
     while True:
         try:
@@ -182,21 +190,17 @@ def _annotate(
         if was is None or caller.organization_id not in (None, was["organization_id"]):
             raise NotFoundError(f"there is no step {step!r:.100} in trace {trace} any more")
         derivation = derivation_of(conn, trace)
-        now = sql.now()
-        rows = [
-            (trace, was["span_id"], key, None if value is None else models.canonical_json(value), set_by, now)
-            for key, value in said.items()
-        ]
-        sql.upsert(conn, "annotations", ("trace_id", "span_id", "key", "value", "set_by", "set_at"), rows)
-        notes = [note for note in load_people(conn, [trace]).get(trace, ()) if isinstance(note, Annotation)]
-        _derive(conn, sql, trace, derivation, notes)
+        now = time.time_ns()  # one moment for all
+        note(conn, sql, [Annotation(trace, was["span_id"], key, value, set_by, now) for key, value in said.items()])
+        notes = [fact for fact in load_people(conn, [trace]).get(trace, ()) if isinstance(fact, Annotation)]
+        derive(conn, sql, trace, derivation, notes)
         details = {key: {"old": was[key], "new": value} for key, value in said.items()}
         audit.write(conn, Entry(actor, action, trace, was["organization_id"], step, details))
 
     patiently(engine, work)
 
 
-def _derive(
+def derive(
     conn: Connection, sql: Statements, trace_id: str, derivation: Derivation, said: Sequence[Annotation | Deletion]
 ) -> None:
     """Write what the words of people change, and tell other writers by the revision."""
@@ -205,37 +209,56 @@ def _derive(
     conn.execute(update(_TRACES).where(_TRACES.c.trace_id == trace_id).values(changed))
 
 
-def _lock(conn: Connection, sql: Statements, trace_id: str) -> None:
+def lock(conn: Connection, sql: Statements, trace_id: str) -> bool:
+    """Lock a trace. Whether it was there; if not, it is now, with nothing in it."""
     offered = secrets.randbits(63)
     [(_, epoch, *_)] = sql.lock(conn, [(trace_id, offered, 0, None, None, sql.now())])
-    if epoch == offered:
+    return epoch != offered
+
+
+def _lock(conn: Connection, sql: Statements, trace_id: str) -> None:
+    if not lock(conn, sql, trace_id):
         raise NotFoundError(f"there is no trace {trace_id} any more")
 
 
-def _forget(conn: Connection, sql: Statements, caller: Caller, trace_id: str, deleted_by: str | None) -> None:
+def _delete_whole(conn: Connection, sql: Statements, caller: Caller, trace_id: str, deleted_by: str | None) -> None:
     owner = organizations.owner_of(conn, trace_id)
     audit.write(conn, Entry(_actor(caller, deleted_by), "delete", trace_id, owner, trace_id, {"kind": "trace"}))
-    purge(conn, [trace_id])
-    conn.execute(delete(_DELETIONS).where(_DELETIONS.c.trace_id == trace_id))
-    _note_deletion(conn, sql, Deletion(trace_id, "trace", trace_id), deleted_by)
+    forget(conn, sql, Deletion(trace_id, "trace", trace_id, deleted_by))
 
 
-def _delete_part(
-    conn: Connection, sql: Statements, caller: Caller, deletion: Deletion, table: Table, deleted_by: str | None
-) -> None:
+def forget(conn: Connection, sql: Statements, deletion: Deletion) -> None:
+    """Delete every row of a trace, which is locked, but that it was deleted."""
+    purge(conn, [deletion.trace_id])
+    conn.execute(delete(_DELETIONS).where(_DELETIONS.c.trace_id == deletion.trace_id))
+    note(conn, sql, [deletion])
+
+
+def _delete_part(conn: Connection, sql: Statements, caller: Caller, deletion: Deletion, table: Table) -> None:
     """Delete a run or a step of a trace, which is locked, by what follows from that."""
-    trace_id, kind, id_ = astuple(deletion)
+    trace_id, kind, id_, deleted_by, _ = astuple(deletion)
     organizations.check_whole(conn, trace_id, caller.organization_id)
     owner = conn.scalar(select(table.c.organization_id).where(table.c.trace_id == trace_id, table.c.id == id_))
     audit.write(conn, Entry(_actor(caller, deleted_by), "delete", trace_id, owner, id_, {"kind": kind}))
     derivation = derivation_of(conn, trace_id)
-    _note_deletion(conn, sql, deletion, deleted_by)
-    _derive(conn, sql, trace_id, derivation, [deletion])
+    note(conn, sql, [deletion])
+    derive(conn, sql, trace_id, derivation, [deletion])
 
 
-def _note_deletion(conn: Connection, sql: Statements, deletion: Deletion, deleted_by: str | None) -> None:
-    columns = ("trace_id", "kind", "id", "deleted_by", "deleted_at")
-    sql.insert(conn, "deletions", columns, [(*astuple(deletion), deleted_by, sql.now())])
+def note(conn: Connection, sql: Statements, said: Iterable[Annotation | Deletion]) -> None:
+    """Store facts in the place of those under their keys; without a time of their own they are of now."""
+    annotations: list[tuple[object, ...]] = []
+    deletions: list[tuple[object, ...]] = []
+    for fact in said:
+        if isinstance(fact, Annotation):
+            value = None if fact.value is None else models.canonical_json(fact.value)
+            at = sql.now() if fact.set_at_ns is None else sql.time(fact.set_at_ns)
+            annotations.append((fact.trace_id, fact.span_id, fact.key, value, fact.set_by, at))
+        else:
+            at = sql.now() if fact.deleted_at_ns is None else sql.time(fact.deleted_at_ns)
+            deletions.append((fact.trace_id, fact.kind, fact.id, fact.deleted_by, at))
+    sql.upsert(conn, "annotations", _ANNOTATION, annotations)
+    sql.upsert(conn, "deletions", _DELETION, deletions)
 
 
 def _trace_of_run(conn: Connection, run_id: str, trace_id: str | None, organization_id: str | None) -> str:

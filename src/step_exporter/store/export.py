@@ -19,10 +19,10 @@ from sqlalchemy import Connection, Integer, select
 
 from step_exporter.errors import ConfigurationError, InputError, StepExporterError
 from step_exporter.otlp.encode import encode_json
-from step_exporter.store import organizations, reads
+from step_exporter.store import organizations, people, reads
 from step_exporter.store.conditions import step_conditions
 from step_exporter.store.filters import MAX_LIMIT, StepFilter
-from step_exporter.store.load import load_spans, trace_ids
+from step_exporter.store.load import load_people, load_spans, trace_ids
 from step_exporter.store.records import StepMetricsRecord, StepRecord
 
 Format = Literal["jsonl", "csv", "parquet", "otlp"]
@@ -51,7 +51,9 @@ def export(
 
     ``otlp`` writes whole traces, one document a line: those with such a step, or without a filter all there are; for
     an organization those that wholly belong to it (``InputError`` for a shared one that the filter names by its id).
-    What people set and deleted is no part of it.
+    After the spans of a trace comes what people set and deleted of it, if anything, in a line of its own (``people``).
+    Without a filter that tells of traces that were deleted as a whole as well; they are not counted, and spans that
+    came after are left out.
     """
     if format not in FORMATS:
         raise InputError(f"the formats are {', '.join(FORMATS)}, not {format!r:.40}")
@@ -190,19 +192,29 @@ def _otlp(
     organization_id: str | None, conn: Connection, stream: BinaryIO, which: StepFilter | None, progress: Progress
 ) -> int:
     count = 0
-    for count, trace_id in enumerate(_chosen_traces(conn, which, organization_id), 1):
-        spans = [span.raw for span in load_spans(conn, trace_id)]
-        stream.write(encode_json(spans) + b"\n")
-        progress(count)
+    for trace_id in _chosen_traces(conn, which, organization_id):
+        said = load_people(conn, [trace_id]).get(trace_id, ())
+        # What came late to a deleted trace stays behind: who takes the deletion deletes it.
+        spans = [] if people.is_deleted(said) else [span.raw for span in load_spans(conn, trace_id)]
+        if spans:
+            stream.write(encode_json(spans) + b"\n")
+            count += 1
+            progress(count)
+        if said:
+            stream.write(people.encode(said) + b"\n")
     return count
 
 
 def _chosen_traces(conn: Connection, which: StepFilter | None, organization_id: str | None) -> list[str]:
+    """Sorted. Where all are asked for, with those of which nothing is left but that people deleted them."""
     if which is None:
-        return trace_ids(conn)
+        return sorted({*trace_ids(conn), *people.traces_with_people(conn)})
     trace_id = reads.STEPS.c.trace_id
     query = select(trace_id).where(*step_conditions(which, conn.dialect.name)).distinct()
     if organization_id is not None:
         organizations.check_none_shared(conn, which.trace_ids or (), organization_id)
         query = query.where(organizations.is_whole(trace_id, organization_id))
-    return sorted(conn.scalars(query))
+    chosen = set(conn.scalars(query))
+    if organization_id is not None and which == StepFilter(organization_id=organization_id):
+        chosen.update(organizations.deleted_traces(conn, organization_id))
+    return sorted(chosen)

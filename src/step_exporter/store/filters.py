@@ -28,7 +28,7 @@ MAX_LIST = 1000
 
 STEP_STATUSES = ("pending", "running", "success", "failed", "cancelled", "abandoned")
 RUN_STATUSES = ("created", "running", "completed", "failed", "cancelled")
-ACTIONS = ("feedback", "tags", "transaction", "delete", "prune", "rebuild", "requeue", "rotate_key")
+ACTIONS = ("feedback", "tags", "transaction", "delete", "import", "prune", "rebuild", "requeue", "rotate_key")
 """What an entry of the audit trail says was done (``audit.Action``)."""
 
 _TRACE_ID = re.compile("[0-9a-f]{32}")
@@ -102,7 +102,7 @@ class AuditFilter:
     """Whole trace ids, at most 1,000, of traces that may be gone. An empty sequence asks for no entries."""
     actor: str | None = None
     action: str | None = None
-    """feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key."""
+    """feedback, tags, transaction, delete, import, prune, rebuild, requeue or rotate_key."""
     subject: str | None = None
     """Id of a step, run or trace."""
     organization_id: str | None = None

@@ -93,7 +93,8 @@ def load_people(conn: Connection, trace_ids: Iterable[str]) -> dict[str, list[An
             said.setdefault(row.trace_id, []).append(annotation)
         query = select(_DELETIONS).where(_DELETIONS.c.trace_id.in_(part)).order_by(*_DELETIONS.primary_key)
         for row in conn.execute(query):
-            said.setdefault(row.trace_id, []).append(Deletion(row.trace_id, row.kind, row.id))
+            deletion = Deletion(row.trace_id, row.kind, row.id, row.deleted_by, _ns(row.deleted_at))
+            said.setdefault(row.trace_id, []).append(deletion)
     return said
 
 

@@ -21,8 +21,8 @@ from step_exporter.store.trace_spans import derivation_of
 
 Condition = ColumnElement[bool]
 
-_TRACES, _SPANS, _STEPS, _RUNS, _MESSAGES = (
-    Base.metadata.tables[name] for name in ("traces", "spans", "steps", "runs", "messages")
+_TRACES, _SPANS, _STEPS, _RUNS, _MESSAGES, _DELETIONS, _AUDIT = (
+    Base.metadata.tables[name] for name in ("traces", "spans", "steps", "runs", "messages", "deletions", "audit")
 )
 # Under names of their own: a condition may stand in a query of the very tables.
 _OF_STEPS, _OF_RUNS = _STEPS.alias("own_steps"), _RUNS.alias("own_runs")
@@ -68,6 +68,14 @@ def whole_traces(conn: Connection, organization_id: str, among: Sequence[str] | 
     if among is not None:
         query = query.where(_TRACES.c.trace_id.in_(among))
     return list(conn.scalars(query.order_by(_TRACES.c.trace_id)))
+
+
+def deleted_traces(conn: Connection, organization_id: str) -> list[str]:
+    """The ids of the traces that were deleted as a whole and wholly belonged to an organization: so the audit trail
+    says, as no row of theirs is left."""
+    own = select(_AUDIT.c.subject).where(_AUDIT.c.action == "delete", _AUDIT.c.organization_id == organization_id)
+    query = select(_DELETIONS.c.trace_id).where(_DELETIONS.c.kind == "trace", _DELETIONS.c.trace_id.in_(own))
+    return list(conn.scalars(query))
 
 
 def check_whole(conn: Connection, trace_id: str, organization_id: str | None) -> None:

@@ -307,7 +307,8 @@ class StepStore(_Reader):
         progress: Callable[[int], object] | None = None,
     ) -> int:
         """Write steps, oldest first, to a file (a path, or one open for bytes) as ``jsonl``, ``csv`` or ``parquet``;
-        or as ``otlp`` the whole traces that have one, in OTLP/JSON lines that give the same rows when imported again.
+        or as ``otlp`` the whole traces that have one, in OTLP/JSON lines that give the same rows when imported again,
+        with what people set and deleted. Without a filter these are all traces.
         Returns how many steps (traces). Raises ``InputError``, also where a filter of a store of one organization
         names a shared trace as ``otlp``; ``StepExporterError`` where the file cannot be written to its end;
         ``ConfigurationError`` for Parquet without pyarrow.

@@ -266,7 +266,7 @@ class AuditRecord(Record):
     at: datetime
     actor: str
     action: str
-    """feedback, tags, transaction, delete, prune, rebuild, requeue or rotate_key."""
+    """feedback, tags, transaction, delete, import, prune, rebuild, requeue or rotate_key."""
     trace_id: str | None
     organization_id: str | None
     """Whose rows were changed, where they are of one organization."""
