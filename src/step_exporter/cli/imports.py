@@ -121,7 +121,7 @@ def _import_file(
         summary.annotations += annotations
         summary.deletions += len(said) - annotations
         summary.quarantined += result.quarantined
-        summary.traces.update(item.trace_id for item in batch)
+        summary.traces.update(item.trace_id for item in (*spans, *said))
 
 
 def _name(file: Path) -> str:
