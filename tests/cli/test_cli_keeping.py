@@ -114,6 +114,18 @@ class TestFeedback:
         assert imported("feedback", step, "so-so").code == 2
         assert imported("feedback", "step-x", "positive").code == 1
 
+    def test_tags_stay_until_they_are_taken_away(self, imported: Cli) -> None:
+        step = imported("steps", "--agent", "travel", "--json").json["items"][0]["id"]
+        imported("feedback", step, "negative", "--tag", "slow", "--tag", "wrong")
+        assert imported("feedback", step, "none").out == f"step {step}: feedback none, tags slow, wrong\n"
+        refused = imported("feedback", step, "none", "--tag", "")
+        assert (refused.code, "--no-tags" in refused.err) == (2, True)
+        assert imported("feedback", step, "none", "--tag", "new", "--no-tags").code == 2
+        assert imported("feedback", step, "positive", "--no-tags").out == (
+            f"step {step}: feedback positive, tags none\n"
+        )
+        assert imported("step", step, "--json").json["tags"] is None
+
 
 class TestExport:
     def test_to_standard_output_and_to_a_file(self, imported: Cli, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def feedback(
     db: Db = URL,
     trace: TraceOption = None,
     tag: Annotated[list[str] | None, typer.Option(help="Set the tags of the step; may be repeated.")] = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Take all tags of the step away.")] = False,
     by: Annotated[str | None, typer.Option(metavar="NAME", help="Who says so.")] = None,
     organization: Organization = None,
     as_json: Json = False,
@@ -44,14 +45,17 @@ def feedback(
     """Say what you think of a step. It stays through late spans and rebuilds."""
     if value not in ("positive", "negative", "none"):
         raise InputError(f"feedback is positive, negative or none, not {value!r:.40}")
+    if tag and no_tags:
+        raise InputError("--tag sets tags and --no-tags takes all away: give one of them")
+    tags = [] if no_tags else tag
     with StepStore(db, organization_id=organization) as store:
-        store.feedback(step_id, None if value == "none" else value, tag, trace_id=trace, by=by)  # pyright: ignore[reportArgumentType]
+        store.feedback(step_id, None if value == "none" else value, tags, trace_id=trace, by=by)  # pyright: ignore[reportArgumentType]
         found = store.step(step_id, trace_id=trace)
     if as_json:
         print_json(found)
     else:
-        tags = ", ".join(found.tags or ()) or "none"
-        said = f"step {found.id}: feedback {found.feedback or 'none'}, tags {tags}"
+        now = ", ".join(found.tags or ()) or "none"
+        said = f"step {found.id}: feedback {found.feedback or 'none'}, tags {now}"
         show([Text(harmless(said))])
 
 

@@ -288,5 +288,5 @@ def _actor(caller: Caller, by: str | None) -> str:
 def _checked_tags(values: Sequence[str]) -> list[str]:
     tags = set(filters.check_texts("tags", values))
     if any(not tag.strip() for tag in tags):
-        raise InputError("a tag is not empty; to take all tags away, give none")
+        raise InputError("a tag is not empty; an empty list takes all tags away (on the command line --no-tags)")
     return sorted(tags)

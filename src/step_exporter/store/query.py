@@ -221,7 +221,8 @@ class StepStore(_Reader):
         trace_id: str | None = None,
         by: str | None = None,
     ) -> None:
-        """Set what people think of a step (None takes it back) and, where given, its tags. ``by`` says who.
+        """Set what people think of a step (None takes it back) and, where given, its tags (an empty list takes all
+        away). ``by`` says who.
 
         It is kept on the step's first span: it stays through late spans and rebuilds, and overrules what spans say.
         Raises what ``step`` does.
@@ -229,7 +230,8 @@ class StepStore(_Reader):
         self._write(editing.feedback, self._caller(), step_id, value, tags, trace_id, by)
 
     def tags(self, step_id: str, tags: Sequence[str], *, trace_id: str | None = None, by: str | None = None) -> None:
-        """Set the tags of a step, in the place of those it had; kept and raising as ``feedback``."""
+        """Set the tags of a step, in the place of those it had (an empty list takes all away); kept and raising as
+        ``feedback``."""
         self._write(editing.tags, self._caller(), step_id, tags, trace_id, by)
 
     def transaction(self, step_id: str, tid: str | None, *, trace_id: str | None = None, by: str | None = None) -> None:
