@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from opentelemetry import context, trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider, sampling
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from sdk_spans import AGENT, LLM, SECRET, adds_up, ended, fail_with, on_disk, provider_for, query, run_program
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.facts import Scope
+from step_exporter.processor import configure
 from step_exporter.redaction import FAILED
 from step_exporter.store.engine import create_sync_engine
 from step_exporter.store.load import load_spans
@@ -185,6 +186,33 @@ def test_a_redaction_that_fails_stores_nothing_of_the_text(db: Path) -> None:
     assert SECRET.encode() not in on_disk(db)
     assert query(db, "SELECT count(*) FROM spans") == [(1,)]
     exporter.shutdown()
+
+
+@pytest.mark.parametrize("sampler", [sampling.DEFAULT_ON, sampling.ALWAYS_ON])
+@pytest.mark.parametrize("kind", ["simple", "batch", "configure"])
+def test_what_redaction_traces_is_not_stored_for_ever(db: Path, kind: str, sampler: sampling.Sampler) -> None:
+    """A redaction that asks a service over traced HTTP makes a span for each text."""
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    tracer = provider.get_tracer("tests")
+    calls: list[str] = []
+
+    def redact(name: str, text: str) -> str:
+        calls.append(name)
+        with tracer.start_as_current_span("POST /analyze", attributes={**LLM, "engine": "spacy"}):
+            return text
+
+    if kind == "configure":
+        configure(db, provider=provider, redact=redact, record="all", on_sigterm=False)
+    else:
+        exporter = StepSpanExporter(db, redact=redact, record="all")
+        provider.add_span_processor((BatchSpanProcessor if kind == "batch" else SimpleSpanProcessor)(exporter))
+    for _ in range(3):
+        with tracer.start_as_current_span("chat", attributes=LLM):
+            pass
+    assert provider.force_flush()
+    provider.shutdown()
+    assert len(calls) > 3
+    assert query(db, "SELECT name FROM spans") == [("chat",)] * 3
 
 
 @pytest.mark.parametrize(

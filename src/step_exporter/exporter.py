@@ -36,7 +36,7 @@ from step_exporter.facts import REDACTION_FAILED, RawSpan
 from step_exporter.forks import rest_while_forking
 from step_exporter.keeper import Retention
 from step_exporter.redaction import FAILED, Redact, redacted
-from step_exporter.sdk import SpanConverter
+from step_exporter.sdk import SpanConverter, at_work, is_own
 from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
 from step_exporter.spool import Spool, Write, adopt, spool_directory, spool_home, spooled, spooled_all
@@ -148,7 +148,8 @@ class StepSpanExporter(SpanExporter):
             content: ``"off"`` stores no prompt, answer, tool argument or result, no error message and no traceback.
                 All else stays the same.
                 Default: ``OTEL_EXPORTER_STEPS_CONTENT``, else ``"on"``.
-            redact: Is given the name of an attribute and each text in it, and returns the text to store.
+            redact: Is given the name of an attribute and each text in it, and returns the text to store. Spans that
+                it makes, by calling a traced service, are not stored.
             record: ``"all"`` also keeps spans of local trees without an agent, LLM request or tool. Default:
                 ``OTEL_EXPORTER_STEPS_RECORD``, else ``"steps"``.
             spool: The directory in which spans wait on disk while the database cannot be used, or ``"off"``. Default:
@@ -216,6 +217,10 @@ class StepSpanExporter(SpanExporter):
 
         Never raises, but for the app's own Ctrl-C or exit that arrives meanwhile on its main thread.
         """
+        if self._redact is not None:
+            spans = [span for span in spans if not is_own(span)]  # else each would make more
+            if not spans:
+                return SpanExportResult.SUCCESS
         if self._closed:
             self.refuse(len(spans), DropReason.AFTER_SHUTDOWN)
             return SpanExportResult.FAILURE
@@ -361,7 +366,8 @@ class StepSpanExporter(SpanExporter):
         if not settings.content:
             raws = [without_content(raw) for raw in raws]
         if settings.redact is not None:
-            raws = [redacted(raw, settings.redact, self._redaction_failed) for raw in raws]
+            with at_work():
+                raws = [redacted(raw, settings.redact, self._redaction_failed) for raw in raws]
         return raws
 
     def _redaction_failed(self, name: str, why: str) -> None:

@@ -32,7 +32,7 @@ from step_exporter.exporter import DropReason, StepSpanExporter
 from step_exporter.forks import renew_in_child
 from step_exporter.keeper import Retention
 from step_exporter.redaction import Redact
-from step_exporter.sdk import SpanConverter
+from step_exporter.sdk import OWN_TRACE_ID, SpanConverter, is_own
 from step_exporter.store.engine import DatabaseURL
 from step_exporter.trees import is_meaningful
 
@@ -138,6 +138,7 @@ class StepSpanProcessor(SpanProcessor):
             encryption_key=encryption_key,
             retention=retention,
         )
+        self._redacts = redact is not None
         self._max_queue = _positive("max_queue", max_queue, MAX_QUEUE)
         self._max_bytes = _positive("max_queue_bytes", max_queue_bytes, MAX_QUEUE_BYTES)
         self._batch = _positive("batch", batch, BATCH)
@@ -180,7 +181,7 @@ class StepSpanProcessor(SpanProcessor):
         """Hand an ended span over."""
         context = span.get_span_context()
         self._open.pop(id(context), None)
-        if context is None or not context.trace_flags & 1:
+        if context is None or not context.trace_flags & 1 or (self._redacts and context[0] == OWN_TRACE_ID):
             return
         waiting = self._queue
         if len(waiting) >= self._room:
@@ -447,6 +448,8 @@ class StepSpanProcessor(SpanProcessor):
             del looked[key]
         found: list[tuple[int, Span]] = []
         for key, span in open_now.items():
+            if is_own(span):
+                continue
             look = looked.get(key)
             size = len(span.attributes or ())
             if look is not None and (look.is_down or (look.size, look.name) == (size, span.name)):

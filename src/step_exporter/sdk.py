@@ -1,15 +1,23 @@
-"""From the SDK's ``ReadableSpan`` to ``RawSpan``, by its public attributes."""
+"""From the SDK's ``ReadableSpan`` to ``RawSpan``, by its public attributes; and whose spans are not converted."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
 
+from opentelemetry.context import (
+    _SUPPRESS_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage]  # every exporter uses it, there is no other
+    attach,
+    detach,
+    set_value,
+)
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, set_span_in_context
 
 from step_exporter.facts import HAS_IS_REMOTE, IS_REMOTE, AttributeValue, Event, Link, RawSpan, Resource, Scope
 
@@ -138,3 +146,29 @@ def _resource(resource: SdkResource) -> Resource:
 def _scope(scope: InstrumentationScope) -> Scope:
     attributes = getattr(scope, "attributes", None)  # since SDK 1.29
     return Scope(scope.name or "", scope.version or "", _attributes(attributes), scope.schema_url or "")
+
+
+# Our own spans
+
+OWN_TRACE_ID = RandomIdGenerator().generate_trace_id()
+"""Of spans that are made while we work, by ``redact`` that calls a traced service: storing them would make more."""
+_OWN = NonRecordingSpan(
+    SpanContext(OWN_TRACE_ID, RandomIdGenerator().generate_span_id(), is_remote=False, trace_flags=TraceFlags(0))
+)
+
+
+@contextmanager
+def at_work() -> Generator[None]:
+    """Suppress instrumentation, as far as it asks, and give spans that are made all the same an unsampled parent of
+    our own: most samplers drop them at once, and others leave them the trace's id."""
+    token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True, set_span_in_context(_OWN)))
+    try:
+        yield
+    finally:
+        detach(token)
+
+
+def is_own(span: ReadableSpan) -> bool:
+    """Whether a span was made ``at_work``."""
+    context = cast("SpanContext | None", getattr(span, "context", None))
+    return context is not None and context.trace_id == OWN_TRACE_ID
