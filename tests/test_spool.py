@@ -11,12 +11,13 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 import step_exporter.exporter as exporter_module
-from sdk_spans import SECRET, adds_up, ended, fail_with, provider_for, query
+from sdk_spans import LLM, SECRET, adds_up, ended, fail_with, provider_for, query
 from step_exporter.errors import DatabaseError
 from step_exporter.exporter import StepSpanExporter
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
@@ -91,6 +92,51 @@ def test_no_content_is_in_it_when_content_is_off(away: Path) -> None:
     assert exporter.stats().spooled == 1
     assert all(SECRET.encode() not in path.read_bytes() for path in directory.iterdir())
     exporter.shutdown()
+
+
+def spool_of_another(away: Path, **settings: Any) -> None:
+    """What a process that is gone has left for a database, a rejected span among it."""
+    gone = StepSpanExporter(away, **settings)
+    fail_with(provider_for(gone), SECRET)
+    gone.export([ended({**LLM, "said": SECRET}, span_id=0)])
+    gone.shutdown()
+    assert gone.stats().spooled == 2
+    away.parent.mkdir()
+
+
+def in_database(away: Path, text: str) -> bool:
+    return any(text.encode() in path.read_bytes() for path in away.parent.iterdir())
+
+
+def test_content_off_holds_for_what_is_adopted(away: Path) -> None:
+    spool_of_another(away)
+    exporter = StepSpanExporter(away, content="off")
+    exporter.export([ended(span_id=9)])
+    assert exporter.stats().adopted == 2
+    exporter.shutdown()
+    assert not in_database(away, SECRET)
+    assert query(away, "SELECT count(*) FROM spans") == [(2,)]
+    assert query(away, "SELECT reason FROM quarantine") == [("invalid_id",)]
+
+
+def test_what_is_adopted_is_redacted_once(away: Path) -> None:
+    spool_of_another(away)
+    first = StepSpanExporter(away, redact=lambda name, text: text.replace(SECRET, "[hidden]"))
+    first.export([ended(span_id=9)])
+    assert first.stats().adopted == 2
+    first.shutdown()
+    assert not in_database(away, SECRET)
+    assert in_database(away, "[hidden]")
+
+
+def test_what_its_maker_has_redacted_is_not_redacted_again(away: Path) -> None:
+    spool_of_another(away, redact=lambda name, text: text.replace(SECRET, "[hidden]"))
+    second = StepSpanExporter(away, redact=lambda name, text: text.replace("hidden", "hidden twice"))
+    second.export([ended(span_id=9)])
+    assert second.stats().adopted == 2
+    second.shutdown()
+    assert in_database(away, "[hidden]")
+    assert not in_database(away, "hidden twice")
 
 
 LEAST = RawSpan(f"{1:032x}", f"{1:016x}", None, "")

@@ -310,7 +310,7 @@ class StepSpanExporter(SpanExporter):
         try:
             settings = self._settings or self._read_settings()
             raws = self._prepared(self._converted(spans, SpanConverter()), settings)
-            self._spool_rows([spooled(raw) for raw in raws], None)
+            self._spool_rows([spooled(raw, settings.redact is not None) for raw in raws], None)
         except BaseException as error:
             reason = _reason(error)
             self._notices.say(reason, "step_exporter: spans could not be spooled: %s%s", cause(error), _COUNTED)
@@ -450,7 +450,7 @@ class StepSpanExporter(SpanExporter):
 
     def _keep(self, prepared: list[Prepared], rejected: list[Rejected], error: BaseException | None = None) -> None:
         """Spool what could not be committed, or count it as dropped."""
-        self._spool_rows(spooled_all(prepared, rejected), error)
+        self._spool_rows(spooled_all(prepared, rejected, self._redact is not None), error)
 
     def _spool_rows(self, rows: list[Rejected], error: BaseException | None) -> None:
         if not rows:
@@ -564,9 +564,9 @@ class StepSpanExporter(SpanExporter):
             self._count_lost(spool)
 
     def _adopt(self, write: Write) -> None:
-        directory = self._spool_directory()
-        if directory is not None and directory.is_dir():
-            adopted = adopt(directory, write, _BRING_IN, self._cipher())
+        settings, directory = self._settings, self._spool_directory()
+        if settings is not None and directory is not None and directory.is_dir():
+            adopted = adopt(directory, write, _BRING_IN, self._cipher(), _Rules(settings, self._prepared))
             self._counts["adopted"] += adopted
             if adopted >= _BRING_IN:
                 self._adopt_at = 0.0
@@ -729,6 +729,24 @@ class _Settings(NamedTuple):
             make_cipher(encryption_key),
             Retention.of(retention),
         )
+
+
+class _Rules(NamedTuple):
+    """What a process lets in out of the spools of others: no more than what it stores of its own."""
+
+    settings: _Settings
+    prepared: Callable[[list[RawSpan], _Settings], list[RawSpan]]
+
+    def span(self, raw: RawSpan, is_redacted: bool) -> RawSpan:
+        """Without what the settings do not let in."""
+        (raw,) = self.prepared([raw], self.settings._replace(redact=None) if is_redacted else self.settings)
+        return raw
+
+    def rejected(self, row: Rejected) -> Rejected:
+        """Its bytes are as the other process had them, so they stay out where anything may have to."""
+        if self.settings.content and self.settings.redact is None:
+            return row
+        return row._replace(detail="", body=b"")
 
 
 class _LeftAloneError(DatabaseError):
