@@ -13,6 +13,8 @@ from traces import TRACE, Fact, span
 from step_exporter.derive import Changes, Derivation, RunRow, StepMetricsRow, StepRow, ids
 from step_exporter.facts import Annotation, Deletion, Message, Role, SpanFacts, TokenUsage, ToolCall
 
+MS = 1_000_000
+
 HELLO = Message("user", "hello")
 SEARCH = Message("assistant", "", tool_calls=(ToolCall("c1", "search", '{"q":1}'),))
 FOUND = Message("tool", "found", name="search", tool_call_id="c1")
@@ -395,24 +397,35 @@ def test_an_end_before_its_start_is_left_out() -> None:
     assert (metrics.tool_execution_ns, metrics.tool_call_count, metrics.step_ns) == (2, 2, 22)
 
 
-@pytest.mark.parametrize("skew", [-30, 0, 30])
+@pytest.mark.parametrize("skew", [-30_000, 0, 30_000])
 def test_a_gateway_whose_clock_goes_otherwise_gives_a_request_no_times(skew: int) -> None:
-    app, gateway = {"service_name": "app"}, {"service_name": "gateway", "first_token_ns": 45 + skew}
+    app, gateway = {"service_name": "app"}, {"service_name": "gateway", "first_token_ns": (45_000 + skew) * MS}
     facts = (
-        agent(1, 0, 200, **app),
-        llm(2, 40, 80, 1, **app),
-        plain(3, 41 + skew, 79 + skew, 2, kind="server", service_name="gateway"),
-        llm(4, 42 + skew, 78 + skew, 3, scope_name="t", **gateway),
-        llm(5, 90, 95, 1, **app),
-        tool(6, 81, 85, 1, **app),
+        agent(1, 0, 200_000 * MS, **app),
+        llm(2, 40_000 * MS, 80_000 * MS, 1, **app),
+        plain(3, (41_000 + skew) * MS, (79_000 + skew) * MS, 2, kind="server", service_name="gateway"),
+        llm(4, (42_000 + skew) * MS, (78_000 + skew) * MS, 3, scope_name="t", **gateway),
+        llm(5, 90_000 * MS, 95_000 * MS, 1, **app),
+        tool(6, 81_000 * MS, 85_000 * MS, 1, **app),
     )
     first, second = steps(*facts)
     assert [number(first), number(second)] == [2, 5]
     assert flags(first) == ({"clock_skew"} if skew else set())
     metrics = {row.id: row for row in derive(*facts).step_metrics}[first.id]
-    assert (metrics.step_start_ns, metrics.llm_request_start_ns) == (40, 40)
-    assert (metrics.llm_request_ns, metrics.tool_execution_ns, metrics.step_ns) == (40, 4, 45)
-    assert metrics.ttft_ns == (None if skew else 5)
+    assert (metrics.step_start_ns, metrics.llm_request_start_ns) == (40_000 * MS, 40_000 * MS)
+    assert (metrics.llm_request_ns, metrics.tool_execution_ns, metrics.step_ns) == (
+        40_000 * MS,
+        4_000 * MS,
+        45_000 * MS,
+    )
+    assert metrics.ttft_ns == (None if skew else 5_000 * MS)
+
+
+def test_a_gateway_that_ends_a_little_after_its_client_is_not_doubted() -> None:
+    asked = llm(1, 10 * MS, 50 * MS, service_name="app")
+    served = llm(2, 9 * MS, 53 * MS, 1, scope_name="t", service_name="gateway", first_token_ns=20 * MS)
+    assert flags(the_step(asked, served)) == set()
+    assert the_metrics(asked, served).ttft_ns == 11 * MS
 
 
 def test_a_tool_server_an_hour_off_leaves_the_time_of_its_call_alone() -> None:

@@ -102,9 +102,14 @@ def covered_ns(spans: Sequence[SpanFacts]) -> int | None:
     return union_ns(times) if times else None
 
 
+_CLOCKS_NS = 10_000_000
+"""So far apart may clocks be that NTP keeps, and so long may a server go on after its client has its answer."""
+
+
 def out_of_time(spans: Sequence[SpanFacts], outermost: SpanFacts) -> list[SpanFacts]:
     """Of the spans of one request or call, those of other services that do not lie within the time of those of the
-    outermost one's service: another machine's clock may go otherwise, so that these times say nothing here."""
+    outermost one's service, give or take 10 ms: another machine's clock may go otherwise, so that these times say
+    nothing here."""
     service = outermost.service_name
     if service is None:
         return []
@@ -116,7 +121,7 @@ def out_of_time(spans: Sequence[SpanFacts], outermost: SpanFacts) -> list[SpanFa
     times += [(start, MAX_NS) for facts in own if not facts.ended and (start := facts.start_ns) is not None]
     if not times:
         return []
-    first, last = min(start for start, _ in times), max(end for _, end in times)
+    first, last = min(start for start, _ in times) - _CLOCKS_NS, max(end for _, end in times) + _CLOCKS_NS
     return [
         facts
         for facts in others
