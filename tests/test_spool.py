@@ -249,6 +249,29 @@ def test_the_directory_is_named_by_the_database_not_by_the_user(tmp_path: Path) 
     assert spool_directory("sqlite://", tmp_path) is None
 
 
+@pytest.mark.parametrize("home", [None, "kept"])
+def test_an_app_that_changes_its_directory_keeps_its_database_and_its_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    """The default URL is relative: it means the directory of the first export."""
+    monkeypatch.setattr(exporter_module, "_PAUSE_S", 0.0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    exporter = StepSpanExporter("sqlite:///later/steps.db", spool=home)
+    exporter.export([ended()])
+    monkeypatch.chdir("elsewhere")
+    exporter.export([ended(span_id=8)])
+    exporter.shutdown()
+    assert exporter.stats().spooled == 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "later").mkdir()
+    second = StepSpanExporter("sqlite:///later/steps.db", spool=home)
+    second.export([ended(span_id=9)])
+    assert (second.stats().adopted, second.stats().committed) == (2, 1)
+    second.shutdown()
+
+
 NOBODY = 54321
 """A user without an entry in the passwd file, and without a home."""
 

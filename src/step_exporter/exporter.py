@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 from opentelemetry.context import (
@@ -41,7 +41,7 @@ from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
 from step_exporter.spool import Spool, Write, adopt, spool_directory, spool_home, spooled, spooled_all
 from step_exporter.store.encryption import Cipher, make_cipher
-from step_exporter.store.engine import DatabaseURL
+from step_exporter.store.engine import DatabaseURL, absolute_url
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import MAX_BATCH, WriteResult
 from step_exporter.store.notices import Notices
@@ -490,10 +490,7 @@ class StepSpanExporter(SpanExporter):
             return self._spool
 
     def _spool_directory(self) -> Path | None:
-        settings = self._settings
-        if settings is None or settings.spool is False:
-            return None
-        return spool_directory(settings.url, settings.spool)
+        return None if self._settings is None else self._settings.spool
 
     def _cipher(self) -> Cipher | None:
         return None if self._settings is None else self._settings.cipher
@@ -697,8 +694,8 @@ class _Settings(NamedTuple):
     content: bool
     redact: Redact | None
     everything: bool
-    spool: str | os.PathLike[str] | Literal[False] | None
-    """Where spools are kept, if not in the user's state directory."""
+    spool: Path | None
+    """The directory of this database's spools."""
     encryption_key: str | None
     cipher: Cipher | None
     """Of the spool."""
@@ -719,12 +716,15 @@ class _Settings(NamedTuple):
         get = os.environ.get
         if redact is not None and not callable(redact):
             raise ConfigurationError("redact must be a function of an attribute's name and a text in it")
+        # Once: the working directory may change, and the database stays where it is.
+        place = absolute_url(url if url is not None else get(environment.OTEL_EXPORTER_STEPS_URL) or DEFAULT_URL)
+        home = spool_home(spool if spool is not None else get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None)
         return cls(
-            url if url is not None else get(environment.OTEL_EXPORTER_STEPS_URL) or DEFAULT_URL,
+            place,
             environment.keeps_content(content),
             redact,
             environment.choice("record", record, environment.OTEL_EXPORTER_STEPS_RECORD, ("steps", "all")) == "all",
-            spool_home(spool if spool is not None else get(environment.OTEL_EXPORTER_STEPS_SPOOL) or None),
+            None if home is False else spool_directory(place, home),
             encryption_key,
             make_cipher(encryption_key),
             Retention.of(retention),

@@ -103,6 +103,12 @@ def sqlite_path(url: DatabaseURL) -> Path | None:
     return Path(str(path)[1:]) if str(path).startswith("//") else path
 
 
+def absolute_url(url: DatabaseURL) -> DatabaseURL:
+    """The same database from whatever working directory. Raises ``ConfigurationError``."""
+    path = sqlite_path(url)
+    return url if path is None else _parse(url).set(database=str(path))
+
+
 def create_sync_engine(
     url: DatabaseURL,
     *,
