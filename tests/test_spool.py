@@ -368,6 +368,33 @@ def test_a_damaged_spool_of_its_own_does_not_stop_the_database(away: Path, caplo
     exporter.shutdown()
 
 
+@pytest.mark.parametrize("whole_directory", [False, True])
+def test_what_was_deleted_with_its_spool_is_counted_once(
+    away: Path, caplog: pytest.LogCaptureFixture, whole_directory: bool
+) -> None:
+    """As cleaners of temporary files do. Until the file is closed, its spans can be read."""
+    exporter = StepSpanExporter(away)
+    exporter.export([ended()])
+    directory = spool_directory(away)
+    assert directory is not None
+    for path in directory.iterdir():
+        path.unlink()
+    if whole_directory:
+        directory.rmdir()
+    close_idle_files()  # as a fork does
+    exporter.export([ended(span_id=8)])
+    away.parent.mkdir()
+    exporter.export([ended(span_id=9)])
+    while exporter.tend():
+        pass
+    stats = exporter.stats()
+    assert (stats.committed, stats.spooled, stats.dropped) == (2, 0, {"spool": 1})
+    assert adds_up(stats)
+    assert caplog.text.count("cannot read the spool") == 1
+    assert exporter.tend() is False
+    exporter.shutdown()
+
+
 def test_where_the_spool_is_damaged_the_next_spans_go_to_a_new_one(away: Path) -> None:
     exporter = StepSpanExporter(away)
     exporter.export([ended()])

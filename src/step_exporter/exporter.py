@@ -66,7 +66,7 @@ class DropReason(StrEnum):
     SPOOL_FULL = "spool_full"
     """The database cannot be used, and the spool holds as much as it may."""
     SPOOL = "spool"
-    """The database cannot be used, and neither can the spool; or the spool that they waited in is damaged."""
+    """The database cannot be used, and neither can the spool; or the spool that they waited in is damaged or gone."""
     QUEUE_FULL = "queue_full"
     """More spans ended than were written meanwhile (``StepSpanProcessor``)."""
     DEADLINE = "deadline"
@@ -294,11 +294,15 @@ class StepSpanExporter(SpanExporter):
             return opened == [True]
 
     def tend(self) -> bool:
-        """Bring in what waits in spools, and say that this process lives: for quiet times. Whether more waits."""
+        """Bring in what waits in spools, and say that this process lives: for quiet times. Whether some came in, and
+        more waits."""
         with self._lock:
             if self._shared is None or self._busy or self._closed or time.monotonic() < self._retry_at:
                 return False
+            before = self._counts["spooled"], self._counts["adopted"]
             self._work(self._tend)
+            if before == (self._counts["spooled"], self._counts["adopted"]):
+                return False  # it would only try the same again
             return self._retry_at == 0.0 and (self._adopt_at == 0.0 or self._counts["spooled"] > 0)
 
     def hurry(self) -> None:

@@ -235,9 +235,11 @@ class Spool:
             try:
                 chunk = file.first() if file is not None else None
             except _BrokenError as error:
-                if error.is_for_good:
+                if file is not None and (error.is_for_good or not file.is_there()):
                     self._give_up(error)
                 raise
+            if chunk is None and self.waiting:  # it was deleted under us, and opened anew
+                self._give_up(_BrokenError("it is empty; somebody has deleted it"))
         if file is None or chunk is None:
             return 0
         write(chunk.raws, chunk.rejected)
@@ -251,7 +253,7 @@ class Spool:
         return chunk.facts
 
     def take_lost(self) -> int:
-        """How many facts can never be read again, since the last call: their file is damaged."""
+        """How many facts can never be read again, since the last call: their file is damaged, or gone."""
         with self._lock:
             lost, self._lost = self._lost, 0
             return lost
@@ -261,7 +263,7 @@ class Spool:
             try:
                 self._file.insert(rows)
             except _BrokenError as error:
-                if not error.is_for_good:
+                if self._file.is_there() and not error.is_for_good:
                     raise
                 self._give_up(error)
             else:
@@ -430,6 +432,10 @@ class _File:
         with _as_broken(), self._engine.begin() as conn:
             conn.exec_driver_sql("DELETE FROM waiting WHERE id <= ?", (chunk.last,))
 
+    def is_there(self) -> bool:
+        """Whether nobody has deleted it."""
+        return os.path.exists(self.path)  # noqa: PTH110  Path's raises where it may not look
+
     def close(self) -> None:
         """Give the file up."""
         self._engine.dispose()
@@ -499,7 +505,7 @@ class _BrokenError(DatabaseError):
     """A spool cannot be used."""
 
     is_for_good = False
-    """Whether it never can be again: its bytes are damaged."""
+    """Whether it never can be again."""
 
 
 @contextlib.contextmanager
@@ -509,7 +515,8 @@ def _as_broken() -> Generator[None]:
     except (DBAPIError, DatabaseError) as error:
         broken = _BrokenError(cause(error))
         origin = error.orig if isinstance(error, DBAPIError) else error.__cause__
-        broken.is_for_good = type(origin) is sqlite3.DatabaseError  # malformed, not a database: it has no own class
+        # Malformed or not a database, which has no class of its own; or deleted, and made anew by being opened.
+        broken.is_for_good = type(origin) is sqlite3.DatabaseError or "no such table" in str(origin)
         raise broken from error
 
 
