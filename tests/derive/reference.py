@@ -367,6 +367,7 @@ def derive(facts: Iterable[Fact]) -> Rows:
     # Runs: which one each scope's steps are counted in
     openers: dict[str, list[Span]] = {}
     natives: dict[str, str] = {}
+    agent_spans = [span for span in spans.values() if span.role is Role.AGENT]
     for span in by_order(spans.values()):
         if span.opener:
             openers.setdefault(span.below.scope, []).append(span)
@@ -454,6 +455,11 @@ def derive(facts: Iterable[Fact]) -> Rows:
             opener.above.agent is not None or opener.above.between - {SERVICE} or opener.above.scope
         ):
             parent = run_id_of(opener.above.scope)
+        agents = [
+            agent.facts
+            for agent in agent_spans
+            if agent.above.agent is opener and run_id_of(agent.below.scope) == run_id
+        ]
         ends = [built.end_ns for built in steps if built.end_ns is not None]
         rows.runs[run_id] = build_run(
             RunParts(
@@ -471,6 +477,10 @@ def derive(facts: Iterable[Fact]) -> Rows:
                 prompt_tokens=sum(built.step.prompt_tokens for built in steps),
                 completion_tokens=sum(built.step.completion_tokens for built in steps),
                 open_steps=sum(built.open for built in steps),
+                agents_failed=opener is not None
+                and opener.role is Role.WORKFLOW
+                and bool(agents)
+                and all(agent.failed or agent.cancelled for agent in agents),
             )
         )
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from msgspec.structs import replace
 from reference import Rows, derive
-from traces import SAID, TRACE, Fact, History, Pick, agent_program, any_trace, histories, history, opened, span
+from traces import SAID, TRACE, Fact, History, Pick, agent_program, any_trace, histories, history, opened, span, span_id
 
 from step_exporter.derive import Derivation
 from step_exporter.derive import derivation as derivation_module
@@ -113,6 +113,23 @@ def test_all_120_orders_of_five_spans_give_the_same_rows() -> None:
     assert len(expected.steps) == len(expected.runs) == 1
     for order in permutations(facts):
         same(fold([[fact] for fact in order]), expected)
+
+
+@pytest.mark.parametrize("parent", [1, None])
+def test_whether_all_agents_of_a_workflow_failed_is_told_in_every_order(parent: int | None) -> None:
+    """One that did not, and is no step, may come last, or turn out to be somewhere else."""
+    facts = [
+        span(1, Role.WORKFLOW, 0, 90),
+        span(2, Role.AGENT, 10, 80, 1, agent_name="a", failed=True),
+        span(3, Role.LLM, 11, 79, 2, failed=True),
+        span(4, Role.AGENT, 2, 5, parent, agent_name="b"),
+    ]
+    expected = derive(facts)
+    assert {run.status for run in expected.runs.values()} == {"completed"} if parent else {"completed", "failed"}
+    for order in permutations(facts):
+        same(fold([[fact] for fact in order]), expected)
+    elsewhere = replace(facts[3], parent_span_id=None if parent else span_id(1))
+    same(fold([[*facts[:3], elsewhere], [facts[3]]]), expected)
 
 
 def test_agents_side_by_side_are_no_matter_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,11 +146,10 @@ def test_an_id_that_litellm_made_itself_contradicts_no_providers(minted: str) ->
     assert (step.request_id, step.prompt_tokens, step.completion_tokens) == ("msg_0000", 10, 5)
 
 
-def test_two_requests_of_litellm_side_by_side_are_two_whatever_their_ids() -> None:
-    ids_of = "chatcmpl-ac2d75a0-5a64-4429-9f58-cd897fa6914"
-    assert (
-        len(steps(llm(1, 0, 30, request_id=ids_of + "6"), llm(2, 0, 30, scope_name="t", request_id=ids_of + "7"))) == 2
-    )
+def test_two_requests_of_litellm_side_by_side_are_two() -> None:
+    minted = "chatcmpl-ac2d75a0-5a64-4429-9f58-cd897fa6914"
+    one, other = llm(1, 0, 30, 9, request_id=minted + "6"), llm(2, 0, 30, 9, scope_name="t", request_id=minted + "7")
+    assert len(steps(one, other)) == 2
 
 
 def test_nested_requests_that_differ_are_two() -> None:
@@ -663,6 +662,36 @@ def test_a_cancelled_request_is_cancelled_and_so_is_the_run() -> None:
 )
 def test_a_run_ends_as_its_agent_does(said: dict[str, bool], status: str) -> None:
     assert runs(agent(1, 0, 100, **said), llm(2, 1, 10, 1))[1].status == status
+
+
+ALL_FAILED = ({"failed": True, "error_type": "E"}, {"failed": True, "error_type": "E"})
+
+
+@pytest.mark.parametrize(
+    ("agents", "request_failed", "status"),
+    [
+        (ALL_FAILED, True, "failed"),
+        (ALL_FAILED, False, "completed"),
+        (({}, ALL_FAILED[0]), True, "completed"),
+        (({}, {}), True, "completed"),
+    ],
+    ids=["all-failed", "went-on", "one-did-not", "none"],
+)
+def test_a_workflow_that_never_says_it_raised_failed_as_all_its_agents_did(
+    agents: tuple[dict[str, Any], ...], request_failed: bool, status: str
+) -> None:
+    """Logfire on the OpenAI Agents SDK."""
+    workflow = span(1, Role.WORKFLOW, 0, 100)
+    first, second = (
+        agent(number, number, number + 10, 1, **said) for number, said in zip((2, 20), agents, strict=True)
+    )
+    error = {"failed": True, "error_type": "BadRequest"} if request_failed else {}
+    run = runs(workflow, first, second, llm(3, 3, 5, 2), llm(21, 21, 25, 20, **error))[1]
+    assert (run.status, run.error_type) == (status, "BadRequest" if status == "failed" else None)
+
+
+def test_a_workflow_without_agents_ends_as_it_says() -> None:
+    assert runs(span(1, Role.WORKFLOW, 0, 100), llm(2, 1, 10, 1, failed=True))[1].status == "completed"
 
 
 # ---- 10: doubtful input

@@ -340,6 +340,7 @@ class Derivation:
                 prompt_tokens=prompt,
                 completion_tokens=completion,
                 open_steps=run.open_steps,
+                agents_failed=run.agents_failed(opener),
             )
         )
 

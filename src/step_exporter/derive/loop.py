@@ -242,6 +242,8 @@ class Loop:
         if facts.role is Role.AGENT:
             node.member_of = scope
             scope.agents[node] = None
+            if above.agent is not None and above.agent.facts.role is Role.WORKFLOW:
+                self.doubtful_scopes[scope] = None  # how it ended tells how the workflow did
         if not opens:
             self._load(node, above.agent)
         for step in self.agent_steps.get(node, ()):
@@ -259,6 +261,7 @@ class Loop:
             self.doubtful_scopes[scope] = None
         if node.member_of is not None:
             node.member_of.agents.pop(node, None)
+            self.doubtful_scopes[node.member_of] = None
             node.member_of = None
         if node.request is not None:
             self._dissolve(node.request)

@@ -7,6 +7,8 @@ from step_exporter.facts import Role, SpanFacts, Value
 from .rows import RunRow, StepRow
 from .steps import counted, intervals
 
+UNHAPPY = ("failed", "cancelled")
+
 
 class RunParts(Value, frozen=True):
     """What makes up one run."""
@@ -30,6 +32,9 @@ class RunParts(Value, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     open_steps: int
+    agents_failed: bool = False
+    """Whether its opener is a workflow and each agent directly below it failed or was cancelled. Some instrumentations
+    never say of a workflow that it raised."""
 
 
 def run_status(parts: RunParts) -> str:
@@ -40,7 +45,11 @@ def run_status(parts: RunParts) -> str:
             if opener.abandoned_ns is not None:
                 return "failed"
             return "running" if parts.step_count else "created"
-        return "cancelled" if opener.cancelled else "failed" if opener.failed else "completed"
+        if opener.cancelled or opener.failed:
+            return "cancelled" if opener.cancelled else "failed"
+        if parts.agents_failed and parts.last is not None and parts.last.status in UNHAPPY:
+            return parts.last.status
+        return "completed"
     if parts.open_steps:
         return "running"
     status = parts.last.status if parts.last is not None else "success"
@@ -59,9 +68,9 @@ def build_run(parts: RunParts) -> RunRow:
         duration = parts.end_ns - start
     ttft = parts.first_token_ns - start if parts.first_token_ns is not None and start is not None else None
     error_type = None
-    if opener is not None and status in ("failed", "cancelled"):
+    if opener is not None and status in UNHAPPY:
         error_type = opener.error_type or ("abandoned" if not opener.ended else None)
-    if error_type is None and status in ("failed", "cancelled") and last is not None:
+    if error_type is None and status in UNHAPPY and last is not None:
         error_type = last.error_type
     agent_name = first.agent_name if first is not None else None
     if opener is not None:

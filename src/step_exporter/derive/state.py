@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from step_exporter.facts import Role
+
 from .intervals import NO_END, Order, Timeline
 from .linked import Linked
 from .messages import MessageTree, Source
 from .rows import RunRow
+from .runs import UNHAPPY
 from .steps import Built
 from .tree import Node, step_key
 
@@ -208,6 +211,16 @@ class RunState:
         """The agent or workflow span that opens the run; the first, where several share its id."""
         nodes = (node for scope in self.scopes.values() for node in scope.openers.values())
         return min(nodes, key=lambda node: node.order, default=None)
+
+    def agents_failed(self, opener: Node | None) -> bool:
+        """As of ``RunParts``. The agents are looked at only where it decides something."""
+        last = self.steps.last
+        if opener is None or opener.facts.role is not Role.WORKFLOW or last is None or last.built is None:
+            return False
+        if last.built.step.status not in UNHAPPY:
+            return False
+        agents = [a.facts for scope in self.scopes.values() for a in scope.agents if a.context.agent is opener]
+        return bool(agents) and all(agent.failed or agent.cancelled for agent in agents)
 
     def count(self, step: Step, built: Built) -> None:
         """Add a step to the sums."""
