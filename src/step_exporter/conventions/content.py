@@ -252,7 +252,7 @@ VALUE_KEYS = frozenset(
         # Logfire on the OpenAI Agents SDK
         "raw_input",
         "response",
-        # OpenInference before it numbered them, openlit
+        # OpenInference before it numbered them, Langtrace, openlit
         "llm.prompts",
         "embedding.text",
         "gen_ai.request.tools",
@@ -336,19 +336,11 @@ SENSITIVE_KEYS = frozenset(
 """No content, but text that may quote it: ``strip`` removes it too. A boolean quotes nothing, as ``error: true``."""
 
 _TOLD_BY_EVENTS = {
-    "llamaindex.opentelemetry.tracer": (
-        "class_name",
-        "id_",
-        "model_dict.class_name",
-        "model_dict.model",
-        "response.raw.id",
-        "response.raw.model",
-        "response.raw.usage.",
-        "span_id",
-        "timestamp",
+    "llamaindex.opentelemetry.tracer": re.compile(
+        r"class_name|id_|span_id|timestamp|model_dict\.(?:class_name|model|model_name)|response\.raw\.(?:id|model|usage\..+)"
     )
 }
-"""Scopes whose events hold whole objects, flattened, with the beginnings of the fields that quote nobody."""
+"""Scopes whose events hold whole objects, flattened, with the fields that quote nobody."""
 
 CONTENT_KEYS = MESSAGE_KEYS | VALUE_KEYS
 
@@ -674,10 +666,10 @@ def _may_quote(key: str) -> bool:
     return key in SENSITIVE_KEYS or ".pii." in key  # so LiveKit calls what may tell of people
 
 
-def _stripped_event(event: Event, told: tuple[str, ...] | None) -> dict[str, AttributeValue]:
+def _stripped_event(event: Event, told: re.Pattern[str] | None) -> dict[str, AttributeValue]:
     if told is None or event.name == "exception":
         return _stripped(event.attributes, _event_keys(event))
-    return {key: value for key, value in event.attributes.items() if key.startswith(told)}
+    return {key: value for key, value in event.attributes.items() if told.fullmatch(key)}
 
 
 def _event_keys(event: Event) -> frozenset[str]:

@@ -182,7 +182,7 @@ def _fill_usage(raw: RawSpan, draft: Draft) -> None:
             tokens.detail(side, name, get("gen_ai.usage.details." + name))
     scope = raw.scope.name
     if scope in CACHE_APART or (scope == agent_framework.SCOPE and draft.provider_name == "anthropic"):
-        tokens.cache_apart = True  # of Microsoft's clients that for Anthropic hands on what the API counts
+        tokens.cache_apart = True  # Microsoft's client for Anthropic hands on what the API counts, as no other of its
     if draft.role is Role.AGENT and tokens.prompt is None and tokens.completion is None:
         for part, key in _AGGREGATED.items():
             setattr(tokens, part, count(get("gen_ai.aggregated_usage." + key)))

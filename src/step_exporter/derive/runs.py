@@ -8,6 +8,7 @@ from .rows import RunRow, StepRow
 from .steps import counted, intervals
 
 UNHAPPY = ("failed", "cancelled")
+"""How a step or a run may have ended that did not end well."""
 
 
 class RunParts(Value, frozen=True):
