@@ -378,15 +378,22 @@ def test_no_exception_of_any_kind_reaches_the_processor(
     exporter.shutdown()
 
 
-def test_the_apps_own_ctrl_c_passes_through_counted(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class TimeLimitError(BaseException):
+    """What a test runner's or a server's time limit raises in a signal handler."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeLimitError])
+def test_the_apps_own_ctrl_c_passes_through_counted(
+    db: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
     from step_exporter.store.ingest import Writer
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise error
 
     exporter = StepSpanExporter(db)
     monkeypatch.setattr(Writer, "commit", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         exporter.export([ended()])
     assert adds_up(exporter.stats())
     monkeypatch.undo()

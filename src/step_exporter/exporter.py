@@ -7,6 +7,7 @@ The only place that catches everything: whatever happens here, the app does not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -215,7 +216,7 @@ class StepSpanExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Store spans. Success means committed, let go, or waiting for what becomes of their tree.
 
-        Never raises, but for the app's own Ctrl-C or exit that arrives meanwhile on its main thread.
+        Never raises, but for the app's own Ctrl-C, exit or time limit that arrives meanwhile on its main thread.
         """
         if self._redact is not None:
             spans = [span for span in spans if not is_own(span)]  # else each would make more
@@ -665,7 +666,7 @@ class StepSpanExporter(SpanExporter):
             message = "step_exporter: spans could not be stored%s (%d dropped%s): %s%s"
             if not isinstance(error, _LeftAloneError):  # said at the failure before
                 self._notices.say(reason, message, place, lost, kept, cause(error), _COUNTED)
-            if isinstance(error, KeyboardInterrupt | SystemExit) and _on_main_thread():
+            if _is_the_apps(error):
                 raise error
         return self._dropped.total() == before
 
@@ -767,5 +768,8 @@ def _is_encryption(error: BaseException) -> bool:
     return isinstance(error, EncryptionError) or isinstance(error.__cause__, EncryptionError)
 
 
-def _on_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def _is_the_apps(error: BaseException) -> bool:
+    """Whether it is an exception of the app's own that a signal handler has raised in here: Ctrl-C, an exit, a time
+    limit."""
+    ours = isinstance(error, Exception | asyncio.CancelledError | GeneratorExit)
+    return not ours and threading.current_thread() is threading.main_thread()
