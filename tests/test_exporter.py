@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import itertools
 import logging
 import random
+import sys
 import threading
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +404,50 @@ def test_the_apps_own_ctrl_c_passes_through_counted(
     monkeypatch.undo()
     assert exporter.export([ended(span_id=8)]) is SpanExportResult.SUCCESS
     exporter.shutdown()
+
+
+@contextlib.contextmanager
+def ctrl_c_at(call: int) -> Iterator[None]:
+    """Ctrl-C, which the app catches, at the n-th call of a function of SQLAlchemy's."""
+    calls = itertools.count(1)
+
+    def interrupt(frame: Any, event: str, arg: object) -> Any:
+        if "sqlalchemy" in frame.f_code.co_filename and next(calls) == call:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in the middle of connecting
+def test_ctrl_c_at_any_moment_leaves_no_transaction_open(database_url: str) -> None:
+    """An app that catches it and goes on, as a shell does: the next export finds the database unlocked, and so does
+    the next process."""
+    exporter = StepSpanExporter(database_url)
+    exporter.export([ended()])
+    for number in range(100, 130):
+        with ctrl_c_at(23 * (number - 99)):
+            exporter.export([ended(span_id=number)])
+    assert exporter.export([ended(span_id=18)]) is SpanExportResult.SUCCESS
+    other = StepSpanExporter(database_url)
+    assert other.export([ended(span_id=19)]) is SpanExportResult.SUCCESS
+    other.shutdown()
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert adds_up(stats)
+    assert stats.spooled == 0
+    assert stats.dropped.keys() <= {"error"}
+    engine = create_sync_engine(database_url)
+    with engine.begin() as conn:
+        stored = conn.exec_driver_sql("SELECT count(*) FROM spans").scalar_one()
+    engine.dispose()
+    assert stored >= stats.committed + 1
+    gc.collect()
 
 
 def test_what_is_no_span_costs_its_neighbours_nothing(db: Path) -> None:

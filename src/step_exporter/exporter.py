@@ -42,7 +42,7 @@ from step_exporter.selfmetrics import Metrics, exporter_metrics
 from step_exporter.sharing import SharedWriter, acquire
 from step_exporter.spool import Spool, Write, adopt, spool_directory, spool_home, spooled, spooled_all
 from step_exporter.store.encryption import Cipher, make_cipher
-from step_exporter.store.engine import DatabaseURL, absolute_url
+from step_exporter.store.engine import DatabaseURL, absolute_url, replace_connections
 from step_exporter.store.failures import cause
 from step_exporter.store.ingest import MAX_BATCH, WriteResult
 from step_exporter.store.notices import Notices
@@ -344,7 +344,7 @@ class StepSpanExporter(SpanExporter):
         try:
             shared.make_ready()
             process_id = shared.process()
-        except BaseException:
+        except Exception:
             self._pause()
             raise
         raws = [
@@ -421,7 +421,7 @@ class StepSpanExporter(SpanExporter):
                 self._may_try()
                 result = shared.make_ready().commit(spans, refused)
             except BaseException as error:
-                if not isinstance(error, _LeftAloneError):
+                if isinstance(error, Exception) and not isinstance(error, _LeftAloneError):
                     self._lacks_key = _is_encryption(error)
                     self._pause()
                 with self._counting:
@@ -517,13 +517,12 @@ class StepSpanExporter(SpanExporter):
             account = self._account()
             shared.beat(id(self), account)
             self._told = len(account.dropped)
-        except BaseException:
+        except Exception:
             self._pause()
             raise
         if self._spool is not None and time.monotonic() >= self._bring_in_at:
-            self._bring_in_at = time.monotonic() + _ADOPT_S  # if it fails
-            if self._move(shared, self._bring_in):
-                self._bring_in_at = 0.0
+            if not self._move(shared, self._bring_in):
+                self._bring_in_at = time.monotonic() + _ADOPT_S
         if time.monotonic() >= self._adopt_at:
             self._adopt_at = time.monotonic() + _ADOPT_S
             self._move(shared, self._adopt)
@@ -539,7 +538,7 @@ class StepSpanExporter(SpanExporter):
             try:
                 prepared, refused = shared.writer.prepare(raws)
                 self._count(shared.writer.commit(prepared, [*refused, *rejected]), 0)
-            except BaseException:
+            except Exception:
                 is_database = True
                 self._pause()
                 raise
@@ -651,6 +650,8 @@ class StepSpanExporter(SpanExporter):
             error = raised
         finally:
             detach(token)
+        if error is not None and not isinstance(error, Exception):
+            self._recover()
         reason = _reason(error)
         with self._counting:
             counts = self._counts
@@ -667,8 +668,25 @@ class StepSpanExporter(SpanExporter):
             if not isinstance(error, _LeftAloneError):  # said at the failure before
                 self._notices.say(reason, message, place, lost, kept, cause(error), _COUNTED)
             if _is_the_apps(error):
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # or its traceback would keep this frame, which keeps it
         return self._dropped.total() == before
+
+    def _recover(self) -> None:
+        """After an exception that may have come at any point, as Ctrl-C does: close the connections that nobody gave
+        back, and count what is in the spool."""
+        try:
+            if self._shared is not None:
+                replace_connections(self._shared.engine)
+            more = self._spool.recover() if self._spool is not None else 0
+        except Exception as error:
+            self._notices.say("recover", "step_exporter cannot begin anew after an interruption: %s", cause(error))
+            return
+        with self._counting:
+            self._counts["spooled"] += more
+            self._counts["committed"] -= min(0, more)  # it had just been brought in
 
     def refuse(self, given: int, reason: DropReason, *, quietly: bool = False) -> None:
         """Count spans as dropped that nobody will be given, and say so."""

@@ -30,7 +30,7 @@ from step_exporter.errors import DatabaseError, EncryptionError
 from step_exporter.facts import Event, Link, RawSpan, Resource, Scope
 from step_exporter.store import values
 from step_exporter.store.encryption import Cipher, is_sealed
-from step_exporter.store.engine import DatabaseURL, create_sync_engine, sqlite_path, sync_url
+from step_exporter.store.engine import DatabaseURL, create_sync_engine, replace_connections, sqlite_path, sync_url
 from step_exporter.store.failures import cause
 from step_exporter.store.prepare import UNSTORABLE, Prepared, Rejected
 from step_exporter.store.safety import is_safe, made_safe, safe_source
@@ -252,6 +252,19 @@ class Spool:
                     self._remove()
         return chunk.facts
 
+    def recover(self) -> int:
+        """After an exception that may have come at any point: count what waits anew, over a new connection. How many
+        more it is, or less. Raises ``DatabaseError``."""
+        with self._lock:
+            if self._file is None:
+                return 0
+            before = self.waiting
+            self.waiting, self._bytes = self._file.measure()
+            more = self.waiting - before
+            if not self.waiting:
+                self._remove()
+            return more
+
     def take_lost(self) -> int:
         """How many facts can never be read again, since the last call: their file is damaged, or gone."""
         with self._lock:
@@ -431,6 +444,14 @@ class _File:
         """Delete what has been written."""
         with _as_broken(), self._engine.begin() as conn:
             conn.exec_driver_sql("DELETE FROM waiting WHERE id <= ?", (chunk.last,))
+
+    def measure(self) -> tuple[int, int]:
+        """How many facts are in it, and their bytes, over a new connection."""
+        replace_connections(self._engine)
+        with _as_broken(), self._engine.begin() as conn:
+            conn.exec_driver_sql(_TABLE)
+            count, size = conn.exec_driver_sql("SELECT count(*), coalesce(sum(length(body)), 0) FROM waiting").one()
+        return count, size
 
     def is_there(self) -> bool:
         """Whether nobody has deleted it."""

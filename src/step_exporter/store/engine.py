@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Engine,
     NullPool,
     Pool,
+    PoolProxiedConnection,
     QueuePool,
     create_engine,
     event,
@@ -131,7 +133,25 @@ def create_sync_engine(
     with _driver_needed():
         engine = create_engine(target, **_options(target, read_only, QueuePool, encryption_key))
     _prepare(engine, sync_url(url), read_only, answer_s, foreign_keys)
+    if not read_only:
+        _note_taken(engine)
     return engine
+
+
+def replace_connections(engine: Engine) -> None:
+    """Begin with new connections, and close those that this thread has taken and not given back: for after an
+    exception that may have come at any point, as Ctrl-C does. A transaction that it left open would lock the others
+    out. Those of other threads go on. ``engine`` is one of ``create_sync_engine`` that writes."""
+    is_memory = engine.dialect.name == "sqlite" and engine not in _files
+    if not is_memory:
+        engine.dispose()
+    for connection, thread in list(_taken[engine].items()):
+        if thread != threading.get_ident() or not connection.is_valid:
+            continue
+        if is_memory:  # the connection is the database
+            connection.close()
+        else:
+            connection.invalidate()
 
 
 def create_async_store_engine(
@@ -315,6 +335,7 @@ def _prepare(
                 sqlite.begin_writing(connection, patience_s)
 
         event.listen(engine, "begin", begin)
+        event.listen(engine, "close", sqlite.roll_back)
         event.listen(engine, "handle_error", sqlite.on_error)
 
 
@@ -325,6 +346,20 @@ def _in_daemon_thread(*args: Any, **kwargs: Any) -> aiosqlite.Connection:
     thread: Any = getattr(connection, "_thread", connection)
     thread.daemon = True
     return connection
+
+
+_taken: weakref.WeakKeyDictionary[Engine, weakref.WeakKeyDictionary[PoolProxiedConnection, int]]
+_taken = weakref.WeakKeyDictionary()
+"""The connections that are in use, or were, and the threads that took them."""
+
+
+def _note_taken(engine: Engine) -> None:
+    taken = _taken[engine] = weakref.WeakKeyDictionary[PoolProxiedConnection, int]()
+
+    def note(connection: object, record: object, proxy: PoolProxiedConnection) -> None:
+        taken[proxy] = threading.get_ident()
+
+    event.listen(engine, "checkout", note)
 
 
 # Forks

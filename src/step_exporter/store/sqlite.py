@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,14 @@ def begin_writing(connection: Connection, timeout_s: float) -> None:
                 if "locked" not in str(error):
                     break
     connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy to make an error of it
+
+
+def roll_back(connection: Any, record: object) -> None:
+    """Before a connection is closed: while a statement of it is in memory, as in the traceback of a Ctrl-C, it would
+    keep its transaction, and the file locked."""
+    if getattr(connection, "in_transaction", False):
+        with suppress(sqlite3.Error):
+            connection.rollback()
 
 
 def wal_bytes(path: Path) -> int:
