@@ -8,6 +8,7 @@ that moment, as open; and, in quiet times, what waits in spools.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -28,7 +29,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 
 from step_exporter import environment
 from step_exporter.conventions import read
-from step_exporter.exporter import DropReason, StepSpanExporter
+from step_exporter.exporter import SHUTDOWN_S, DropReason, StepSpanExporter
 from step_exporter.forks import renew_in_child
 from step_exporter.keeper import Retention
 from step_exporter.redaction import Redact
@@ -56,8 +57,6 @@ _STALLED_S = 10.0
 """How long shutdown waits for a writer that does not get on, before it spools what waits."""
 _RESCUE = 2_000
 """Spans that are spooled by one transaction then."""
-SHUTDOWN_S = 30.0
-"""How long shutdown takes at most, if nothing else is asked for."""
 _OVERRUN_S = 0.5
 """How far past its deadline shutdown goes on spooling before it drops the rest."""
 
@@ -585,7 +584,8 @@ def configure(
         content, redact, record, spool, encryption_key, retention: As of ``StepSpanExporter``.
         max_queue: As of ``StepSpanProcessor``.
         on_sigterm: Write or spool what has ended before SIGTERM ends the process, where the app has no handler of its
-            own for it.
+            own for it. As Python runs handlers between bytecodes of the main thread, one long C call there puts the
+            end off until it returns; with False it is at once, and what ended in the last half second is lost.
     """
     if provider is None:
         found = trace.get_tracer_provider()
@@ -641,6 +641,13 @@ def _shut_down(of: weakref.ref[StepSpanProcessor]) -> None:
     processor = of()
     if processor is not None:
         processor.shutdown()
+
+
+@atexit.register
+def _shut_down_at_exit() -> None:
+    """Where no provider has seen to it (``shutdown_on_exit=False``). What was registered later, as providers do, came
+    before."""
+    StepSpanProcessor.shut_down_all(tuple(_processors), SHUTDOWN_S)
 
 
 def post_instrument() -> None:
