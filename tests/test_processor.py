@@ -249,7 +249,7 @@ def test_a_second_shutdown_hurries_the_first_and_waits_for_it(db: Path, monkeypa
     first.start()
     until(lambda: processor.is_closed)
     processor.shutdown(1)
-    report = processor.flush()
+    report = processor.flush(0)
     assert (report.spooled, report.dropped, report.seen) == (200, {}, 200)
     first.join(30)
     assert not first.is_alive()
