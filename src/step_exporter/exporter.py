@@ -31,6 +31,7 @@ from opentelemetry.context import (
 )
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from sqlalchemy.exc import DBAPIError
 
 from step_exporter import environment
 from step_exporter.conventions import without_content
@@ -797,7 +798,7 @@ class _LeftAloneError(DatabaseError):
 def _reason(error: BaseException | None) -> str:
     if isinstance(error, ConfigurationError):
         return DropReason.CONFIGURATION
-    return DropReason.DATABASE if isinstance(error, StepExporterError) else DropReason.ERROR
+    return DropReason.DATABASE if isinstance(error, StepExporterError | DBAPIError) else DropReason.ERROR
 
 
 def _is_encryption(error: BaseException) -> bool:
