@@ -301,28 +301,6 @@ def test_the_end_of_the_program_loses_nothing_and_prints_nothing(db: Path) -> No
     assert query(db, "SELECT count(*) FROM steps") == [(1000,)]
 
 
-def test_the_end_of_the_program_loses_nothing_where_the_provider_does_not_care(db: Path) -> None:
-    done = run_program(
-        """
-        import step_exporter
-        from opentelemetry import trace
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-        handle = step_exporter.configure("sqlite:///steps.db", provider=TracerProvider(shutdown_on_exit=False))
-        for _ in range(100):
-            handle.provider.get_tracer("app").start_span("chat", attributes={"gen_ai.operation.name": "chat"}).end()
-        # and what waits in an exporter for the end of a web request that is going on
-        other = TracerProvider(shutdown_on_exit=False)
-        other.add_span_processor(SimpleSpanProcessor(step_exporter.StepSpanExporter("sqlite:///steps.db")))
-        request = other.get_tracer("app").start_span("GET /")
-        other.get_tracer("app").start_span("work", context=trace.set_span_in_context(request)).end()
-        """,
-        db.parent,
-    )
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
-    assert query(db, "SELECT name, count(*) FROM spans GROUP BY 1") == [("chat", 100), ("work", 1)]
-
-
 def test_sigterm_loses_nothing_and_still_ends_the_process(db: Path) -> None:
     done = run_app(
         """

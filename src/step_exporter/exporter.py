@@ -8,14 +8,12 @@ The only place that catches everything: whatever happens here, the app does not 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import math
 import os
 import sys
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -88,8 +86,6 @@ _REFUSED = {
 }
 """Why, and what to do, for people."""
 _COUNTED = " (further ones are counted in stats())"
-SHUTDOWN_S = 30.0
-"""How long shutdown takes at most, if nothing else is asked for."""
 _PAUSE_S = 1.0
 """After a failure the database is left alone for so long, doubled each time: an app that exports span by span must not
 wait for each."""
@@ -178,7 +174,6 @@ class StepSpanExporter(SpanExporter):
         self._closed = False
         self._renew()
         rest_while_forking(self)
-        _exporters.add(self)
 
     @property
     def writing(self) -> threading.RLock:
@@ -712,19 +707,6 @@ class StepSpanExporter(SpanExporter):
         self._counts["duplicates"] += result.duplicates
         self._counts["collisions"] += result.collisions
         self._counts["quarantined"] += result.quarantined
-
-
-_exporters: weakref.WeakSet[StepSpanExporter] = weakref.WeakSet()
-
-
-@atexit.register
-def _shut_down_at_exit() -> None:
-    """Write what waits for its tree, where no provider has seen to it (``shutdown_on_exit=False``). What was registered
-    later, as providers do, came before."""
-    deadline = time.monotonic() + SHUTDOWN_S
-    for exporter in tuple(_exporters):
-        exporter.hurry()
-        exporter.shutdown(max(0, int(1000 * (deadline - time.monotonic()))))
 
 
 _Parts = list[tuple[list[Prepared], list[Rejected]]]

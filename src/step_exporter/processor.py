@@ -8,7 +8,6 @@ that moment, as open; and, in quiet times, what waits in spools.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import math
@@ -29,7 +28,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 
 from step_exporter import environment
 from step_exporter.conventions import read
-from step_exporter.exporter import SHUTDOWN_S, DropReason, StepSpanExporter
+from step_exporter.exporter import DropReason, StepSpanExporter
 from step_exporter.forks import renew_in_child
 from step_exporter.keeper import Retention
 from step_exporter.redaction import Redact
@@ -57,6 +56,8 @@ _STALLED_S = 10.0
 """How long shutdown waits for a writer that does not get on, before it spools what waits."""
 _RESCUE = 2_000
 """Spans that are spooled by one transaction then."""
+SHUTDOWN_S = 30.0
+"""How long shutdown takes at most, if nothing else is asked for."""
 _OVERRUN_S = 0.5
 """How far past its deadline shutdown goes on spooling before it drops the rest."""
 
@@ -641,13 +642,6 @@ def _shut_down(of: weakref.ref[StepSpanProcessor]) -> None:
     processor = of()
     if processor is not None:
         processor.shutdown()
-
-
-@atexit.register
-def _shut_down_at_exit() -> None:
-    """Where no provider has seen to it (``shutdown_on_exit=False``). What was registered later, as providers do, came
-    before."""
-    StepSpanProcessor.shut_down_all(tuple(_processors), SHUTDOWN_S)
 
 
 def post_instrument() -> None:
