@@ -7,6 +7,8 @@ import multiprocessing
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +165,15 @@ class OurRows(_Local):
 
     name = "raw sqlite3, all of our rows"
 
-    def __init__(self, rows: list[TableRows], columns: TableColumns) -> None:
-        self._rows = rows
+    def __init__(self, rows_of_ours: Callable[[], tuple[list[TableRows], TableColumns]]) -> None:
+        self._rows_of_ours = rows_of_ours
+
+    def open(self, directory: Path) -> None:
+        self._rows, columns = self._rows_of_ours()
         self._inserts = {
             table: f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
             for table, (names, _) in columns.items()
         }
-
-    def open(self, directory: Path) -> None:
         path = directory / "rows.db"
         make_our_tables(f"sqlite:///{path}")
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -187,14 +190,17 @@ class OurRows(_Local):
 
 
 def our_rows(batches: Sequence[Sequence[ReadableSpan]]) -> Callable[[], Contender]:
-    """``OurRows`` of these batches."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "steps.db"
-        export_all(f"sqlite:///{path}", batches)
-        connection = sqlite3.connect(path)
-        rows, columns = rows_of_ours(connection.execute, batches)
-        connection.close()
-    return lambda: OurRows(rows, columns)
+    """``OurRows`` of these batches, which are exported once it is opened."""
+
+    @cache
+    def rows() -> tuple[list[TableRows], TableColumns]:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "steps.db"
+            export_all(f"sqlite:///{path}", batches)
+            with closing(sqlite3.connect(path)) as connection:
+                return rows_of_ours(connection.execute, batches)
+
+    return lambda: OurRows(rows)
 
 
 class Exporting(_Local):

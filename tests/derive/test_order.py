@@ -9,6 +9,8 @@ import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,11 +134,17 @@ def test_whether_all_agents_of_a_workflow_failed_is_told_in_every_order(parent: 
     same(fold([[*facts[:3], elsewhere], [facts[3]]]), expected)
 
 
+def calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[tuple[Any, ...]]:
+    """What a function of a module will have been called with."""
+    noted: list[tuple[Any, ...]] = []
+    function = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: noted.append(given) or function(*given))
+    return noted
+
+
 def test_agents_side_by_side_are_no_matter_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request comes before its agent, and makes the run of the trace appear and vanish."""
-    made: list[object] = []
-    build = derivation_module.build_run
-    monkeypatch.setattr(derivation_module, "build_run", lambda parts: made.append(parts) or build(parts))
+    made = calls(monkeypatch, derivation_module, "build_run")
     derivation = Derivation(TRACE)
     for at in range(2, 200, 2):
         derivation.apply([span(at + 1, Role.LLM, 10 * at, 10 * at + 5, at)])
@@ -146,9 +154,7 @@ def test_agents_side_by_side_are_no_matter_to_each_other(monkeypatch: pytest.Mon
 
 def test_an_agent_s_many_tasks_are_no_matter_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is there twice, as ``execute_task a`` beside ``invoke_agent a``."""
-    compared: list[object] = []
-    stands_for = tree_module.stands_for
-    monkeypatch.setattr(tree_module, "stands_for", lambda *facts: compared.append(facts) or stands_for(*facts))
+    compared = calls(monkeypatch, tree_module, "stands_for")
     derivation = Derivation(TRACE)
     for at in range(2, 1_000, 4):
         began = 100 * at
@@ -163,9 +169,7 @@ def test_an_agent_s_many_tasks_are_no_matter_to_each_other(monkeypatch: pytest.M
 
 
 def test_parallel_requests_of_one_instrumentation_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[object] = []
-    twins = requests_module.twins
-    monkeypatch.setattr(requests_module, "twins", lambda *nodes: compared.append(nodes) or twins(*nodes))
+    compared = calls(monkeypatch, requests_module, "twins")
     derivation = Derivation(TRACE)
     for at in range(2, 300):
         derivation.apply([span(at, Role.LLM, at, 1_000 + at, 1, request_id=f"q{at}")])

@@ -16,7 +16,7 @@ from step_exporter.cli.output import print_json, show
 from step_exporter.cli.tables import table, words
 from step_exporter.cli.text import UNKNOWN, parse_time, when
 from step_exporter.models import canonical_json
-from step_exporter.store.filters import AuditFilter
+from step_exporter.store.filters import ACTIONS, AuditFilter
 from step_exporter.store.query import StepStore
 from step_exporter.store.records import AuditRecord
 
@@ -30,7 +30,7 @@ def audit(
     actor: Annotated[str | None, typer.Option(metavar="NAME", help="Who did it.")] = None,
     action: Annotated[
         str | None,
-        typer.Option(help="feedback, tags, transaction, delete, import, prune, rebuild, requeue or rotate_key."),
+        typer.Option(help=f"{', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}."),
     ] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Since: 30m, 2h, 7d, or a date and time.")] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Before: 30m, 2h, 7d, or a date and time.")] = None,

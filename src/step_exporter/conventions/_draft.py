@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from step_exporter.conventions._values import count, number, text
@@ -35,6 +36,11 @@ class Tokens:
         if found is None and not (isinstance(value, str) and not value.strip()):
             self.bad = True
         return found
+
+    def take(self, usage: Mapping[str, Any], **names: str) -> None:
+        """Counts of a mapping, each by its name there."""
+        for part, name in names.items():
+            setattr(self, part, self.count(usage.get(name)))
 
     def first(self, *values: Any) -> int | None:
         """The first of several values that is a count."""

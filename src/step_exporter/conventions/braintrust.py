@@ -48,10 +48,13 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.stop_reason = answers.answer({"choices": parsed(said)}).stop_reason  # OpenAI's choices, as they came
     metrics, tokens = mapping(get("braintrust.metrics")), draft.tokens
     if metrics and tokens.prompt is None and tokens.completion is None:
-        tokens.prompt = tokens.count(metrics.get("prompt_tokens"))
-        tokens.completion = tokens.count(metrics.get("completion_tokens"))
-        tokens.total = tokens.count(metrics.get("tokens"))
-        tokens.cached = tokens.count(metrics.get("prompt_cached_tokens"))
-        tokens.cache_write = tokens.count(metrics.get("prompt_cache_creation_tokens"))
-        tokens.reasoning = tokens.count(metrics.get("completion_reasoning_tokens"))
+        tokens.take(
+            metrics,
+            prompt="prompt_tokens",
+            completion="completion_tokens",
+            total="tokens",
+            cached="prompt_cached_tokens",
+            cache_write="prompt_cache_creation_tokens",
+            reasoning="completion_reasoning_tokens",
+        )
     draft.first_token_after(raw, metrics.get("time_to_first_token") or None, 1e9)

@@ -36,10 +36,12 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.model = draft.model or text(get("model"))
         draft.request_id = draft.request_id or text(get("gen_ai.response.id")) or text(get("request_id"))
         draft.stop_reason = draft.stop_reason or text(get("stop_reason"))
-        tokens = draft.tokens
-        tokens.prompt = tokens.count(get("input_tokens"))
-        tokens.completion = tokens.count(get("output_tokens"))
-        tokens.cached = tokens.count(get("cache_read_tokens"))
-        tokens.cache_write = tokens.count(get("cache_creation_tokens"))
-        tokens.cache_apart = True
+        draft.tokens.take(
+            raw.attributes,
+            prompt="input_tokens",
+            completion="output_tokens",
+            cached="cache_read_tokens",
+            cache_write="cache_creation_tokens",
+        )
+        draft.tokens.cache_apart = True
         draft.first_token_after(raw, get("ttft_ms"), 1e6)

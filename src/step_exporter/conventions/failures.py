@@ -18,7 +18,8 @@ _WRAPPER = frozenset({None, "_OTHER", "Exception", "builtins.Exception"})
 
 
 def fill(raw: RawSpan, draft: Draft) -> None:
-    """Fill in whether and why a span failed. A recorded exception alone is no failure: it may have been handled."""
+    """Fill in whether and why a span failed. A recorded exception alone is no failure, as it may have been handled; but
+    for a request that got no answer."""
     get = raw.attributes.get
     declared = get("error.type")
     if declared is not None:

@@ -49,8 +49,11 @@ def fill(raw: RawSpan, draft: Draft) -> None:
         draft.stop_reason = draft.stop_reason or text(response.get("finishReason"))
         usage, tokens = mapping(response.get("usage")), draft.tokens
         if usage and tokens.prompt is None and tokens.completion is None:
-            tokens.prompt = tokens.count(usage.get("inputTokens"))
-            tokens.completion = tokens.count(usage.get("outputTokens"))
-            tokens.total = tokens.count(usage.get("totalTokens"))
-            tokens.cached = tokens.count(usage.get("cachedContentTokens"))
-            tokens.reasoning = tokens.count(usage.get("thoughtsTokens"))
+            tokens.take(
+                usage,
+                prompt="inputTokens",
+                completion="outputTokens",
+                total="totalTokens",
+                cached="cachedContentTokens",
+                reasoning="thoughtsTokens",
+            )

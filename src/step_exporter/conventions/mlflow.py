@@ -47,12 +47,14 @@ def fill(raw: RawSpan, draft: Draft) -> None:
     draft.model = draft.model or unquoted(get("mlflow.llm.model")) or unquoted(get("model"))
     usage = mapping(get("mlflow.chat.tokenUsage"))
     if usage:
-        tokens = draft.tokens
-        tokens.prompt = tokens.count(usage.get("input_tokens"))
-        tokens.completion = tokens.count(usage.get("output_tokens"))
-        tokens.total = tokens.count(usage.get("total_tokens"))
-        tokens.cached = tokens.count(usage.get("cache_read_input_tokens"))
-        tokens.cache_write = tokens.count(usage.get("cache_creation_input_tokens"))
+        draft.tokens.take(
+            usage,
+            prompt="input_tokens",
+            completion="output_tokens",
+            total="total_tokens",
+            cached="cache_read_input_tokens",
+            cache_write="cache_creation_input_tokens",
+        )
     if draft.role is Role.LLM:
         answers.fill(draft, answers.answer(get("mlflow.spanOutputs")))
         if draft.first_token_ns is None and raw.start_ns is not None:

@@ -113,10 +113,10 @@ def out_of_time(spans: Sequence[SpanFacts], outermost: SpanFacts) -> list[SpanFa
     service = outermost.service_name
     if service is None:
         return []
-    others = [facts for facts in spans if facts.service_name != service and facts.service_name is not None]
+    others = [facts for facts in spans if facts.service_name not in (service, None)]
     if not others:
         return []
-    own = [facts for facts in spans if facts not in others]
+    own = [facts for facts in spans if facts.service_name in (service, None)]
     times = intervals(own)
     times += [(start, MAX_NS) for facts in own if not facts.ended and (start := facts.start_ns) is not None]
     if not times:

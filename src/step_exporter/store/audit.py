@@ -9,16 +9,14 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from step_exporter.models import Base, utc_now
 from step_exporter.store import filters
-from step_exporter.store.filters import AuditFilter, Order, Place
+from step_exporter.store.filters import Action, AuditFilter, Order, Place
 from step_exporter.store.records import AuditRecord, Page
-
-Action = Literal["feedback", "tags", "transaction", "delete", "import", "prune", "rebuild", "requeue", "rotate_key"]
 
 _AUDIT = Base.metadata.tables["audit"]
 

@@ -24,10 +24,11 @@ from step_exporter.derive import Derivation
 from step_exporter.errors import AmbiguousIdError, InputError, NotFoundError
 from step_exporter.facts import Annotation, Deletion
 from step_exporter.store import audit, filters, organizations, reads
-from step_exporter.store.audit import Action, Caller, Entry
+from step_exporter.store.audit import Caller, Entry
 from step_exporter.store.bulk import Statements
 from step_exporter.store.changes import write_changes
 from step_exporter.store.failures import is_passing
+from step_exporter.store.filters import Action
 from step_exporter.store.load import load_people
 from step_exporter.store.trace_spans import derivation_of
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from step_exporter.conventions.clean import is_clean
 from step_exporter.errors import InputError
@@ -28,8 +28,9 @@ MAX_LIST = 1000
 
 STEP_STATUSES = ("pending", "running", "success", "failed", "cancelled", "abandoned")
 RUN_STATUSES = ("created", "running", "completed", "failed", "cancelled")
-ACTIONS = ("feedback", "tags", "transaction", "delete", "import", "prune", "rebuild", "requeue", "rotate_key")
-"""What an entry of the audit trail says was done (``audit.Action``)."""
+Action = Literal["feedback", "tags", "transaction", "delete", "import", "prune", "rebuild", "requeue", "rotate_key"]
+"""What an entry of the audit trail says was done."""
+ACTIONS: tuple[Action, ...] = get_args(Action)
 
 _TRACE_ID = re.compile("[0-9a-f]{32}")
 _TRACE_ID_PREFIX = re.compile("[0-9a-f]{4,32}")

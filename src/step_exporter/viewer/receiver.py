@@ -104,7 +104,6 @@ class Receiver:
         self._opening = anyio.Lock()
         self._bodies = bodies or Bodies()
         self._threads = anyio.CapacityLimiter(_THREADS)
-
         self._keeper = None if retention is None else Keeper(self._engine, display_url(url), retention)
 
     def open(self) -> None:
